@@ -1,0 +1,451 @@
+"""Objective: the loss of a model on fixed data as a function of one flat parameter vector theta."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .loss_terms import count_terms, num_correct, reduction
+from .parameters import ParameterSpace
+
+_RESIDENT_BYTES = 1 << 30  # data above this stay where they are and move to the device by batch
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The loss at one theta (nats for a log-likelihood) and the accuracy in [0, 1]."""
+
+    loss: float
+    accuracy: float | None
+
+
+class Objective:
+    """The mean loss over all terms of fixed data, as a function of theta, shape (P,).
+
+        L(theta) = sum_b N_b L_b(theta) / sum_b N_b
+
+    L_b is the loss of batch b and N_b the number of its loss terms (targets other than
+    `ignore_index`, weighted by class where the loss is; elements of a regression), so the answer
+    does not depend on how the data were split. A loss that sums is divided by N_b first.
+
+    The caller's model is never touched: evaluation runs on a copy that shares its tensors, in eval
+    mode, through `functional_call` with cloned buffers. Weights, buffers, `.grad`, flags,
+    `requires_grad` and the global random state are the same bits afterwards, after an exception
+    too. Weight decay is not in L unless the loss has it.
+
+    Args:
+        model: any module; its weights at this moment become `theta`.
+        loss: `loss(output, target)` for batches `(inputs, targets)`; `loss(model, batch)` for
+            batches of any other form, where `model` is the callable bound to theta. A `(loss,
+            num_terms)` pair may be returned in the second form.
+        batches: taken once. `inputs` may be a tensor, a tuple (positional) or a dict (keywords).
+        parameters: glob or globs: theta is these parameters, the others stay fixed.
+        dtype: of the arithmetic; default the model's own.
+        device: default the model's own.
+        batch_norm: "eval" (running statistics) or "batch" (statistics of each batch as it is given;
+            the answer then depends on the split).
+        fix_seeds: a seed per batch from this number on, for models that draw random numbers.
+
+    Raises:
+        ValueError: no data; a batch whose loss changes when it is evaluated again; a loss that is
+            neither a mean nor a sum over the rows of several batches; no parameter matches.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[..., Any],
+        batches: Iterable[Any],
+        *,
+        parameters: str | Sequence[str] = "*",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        batch_norm: str = "eval",
+        fix_seeds: int | None = None,
+    ) -> None:
+        if batch_norm not in ("eval", "batch"):
+            raise ValueError(f"batch_norm must be 'eval' or 'batch', got {batch_norm!r}")
+        model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper prefixes every name
+        self.space = ParameterSpace.of(model, parameters)
+        own = dict(model.named_parameters())
+        first = own[self.space.names[0]]
+        self.dtype = dtype if dtype is not None else first.dtype
+        self.device = torch.device(device) if device is not None else first.device
+        self.loss = loss
+        self.fix_seeds = fix_seeds
+        self.batch_norm = batch_norm
+        self.theta = self.space.flatten(own).to(self.device, self.dtype)
+        self._constants = {
+            name: self._cast(tensor.detach())
+            for name, tensor in own.items()
+            if name not in self.space.names
+        }
+        self._buffers = {name: self._cast(buffer) for name, buffer in model.named_buffers()}
+        self._model = _twin(model)
+
+        given = tuple(_detached(batch) for batch in batches)
+        if not given:
+            raise ValueError("the data hold no batch: nothing to measure the loss on")
+        resident = sum(t.nbytes for batch in given for t in _tensors(batch)) <= _RESIDENT_BYTES
+        self.batches = tuple(map(self._cast, given)) if resident else given
+        self.reduction = "mean"
+        self._terms: tuple[float, ...] = (1.0,) * len(self.batches)
+        self._check_determinism()
+        self.reduction, self._terms = self._survey()
+        self.unused = self._find_unused()
+
+    @property
+    def num_parameters(self) -> int:
+        """P."""
+        return self.space.size
+
+    @property
+    def num_batches(self) -> int:
+        return len(self.batches)
+
+    @property
+    def num_terms(self) -> float:
+        """N, the number of loss terms of all batches."""
+        return sum(self._terms)
+
+    @property
+    def num_samples(self) -> int:
+        """The number of rows of all batches."""
+        return sum(_num_rows(batch) for batch in self.batches)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The parameters left out because they do not require a gradient."""
+        return self.space.frozen
+
+    def value(self, theta: Tensor) -> float:
+        """L(theta), accumulated in float64."""
+        return self.evaluate(theta).loss
+
+    def evaluate(self, theta: Tensor) -> Evaluation:
+        """L(theta) and the accuracy at theta, of one forward pass over the data.
+
+        A non-finite loss is returned as it is.
+        """
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        right = torch.zeros((), dtype=torch.float64, device=self.device)
+        counted = torch.zeros_like(right)
+        with torch.no_grad(), self._guarded():
+            weights = self.space.unflatten(self._own(theta))
+            for index, share, batch in self._weighted_batches():
+                output, loss = self._run(weights, batch, index)
+                total += share * loss.double()
+                score = None if output is None else num_correct(self.loss, output, batch[1])
+                if score is not None:
+                    right, counted = right + score[0], counted + score[1]
+        return Evaluation(float(total), float(right / counted) if counted else None)
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """grad L(theta), shape (P,), summed over batches in float64."""
+        return self.value_and_gradient(theta)[1]
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
+        """L(theta) and its gradient, shape (P,), of one pass over the data."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+
+        def batch_gradient(leaf: Tensor, loss: Tensor, share: float) -> Tensor:
+            total.add_(loss.detach().double(), alpha=share)
+            return _gradient(loss, leaf)
+
+        gradient = self._sum_over_batches(theta, batch_gradient)
+        return float(total), gradient
+
+    def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
+        """The Hessian-vector product H(theta) v, shape (P,), by double backward.
+
+        Autograd does not see the kinks of ReLU and max-pooling: their second derivative counts as
+        zero. Fused attention has no second derivative, so its plain form is used.
+        """
+        v = self._own(v)
+
+        def batch_product(leaf: Tensor, loss: Tensor, share: float) -> Tensor:
+            gradient = _gradient(loss, leaf, create_graph=True)
+            if not gradient.requires_grad:  # the loss of this batch is linear in theta
+                return torch.zeros_like(leaf)
+            return _gradient(gradient, leaf, along=v)
+
+        return self._sum_over_batches(theta, batch_product)
+
+    def batch_losses(
+        self, theta: Tensor
+    ) -> Iterator[tuple[float, Tensor, Callable[[Tensor], Tensor]]]:
+        """Per batch: its share N_b / N, the model's output at theta, and output -> mean loss.
+
+        The outputs hang on theta's graph: for curvatures that look inside the loss.
+
+        Raises:
+            ValueError: the batches are not pairs (inputs, targets), or an output is not a tensor.
+        """
+        with self._guarded():
+            weights = self.space.unflatten(theta)
+            for index, share, batch in self._weighted_batches():
+                if not _is_pair(batch):
+                    raise ValueError("needs batches of (inputs, targets) and loss(output, target)")
+                self._seed(index)
+                output = self._call(weights).on(batch[0])
+                if not isinstance(output, Tensor):
+                    raise ValueError(f"the model's output is a {type(output).__name__}, no tensor")
+                yield share, output, self._mean_loss(batch[1], index)
+
+    # -- one batch ---------------------------------------------------------------------------
+
+    def _run(self, weights: Mapping[str, Tensor], batch: Any, index: int) -> tuple[Any, Tensor]:
+        """The model's output (None in the second form) and the mean loss of one batch."""
+        self._seed(index)
+        call = self._call(weights)
+        output = None
+        if _is_pair(batch):
+            output = call.on(batch[0])
+            loss = self.loss(output, batch[1])
+        else:
+            loss = self.loss(call, batch)
+            if isinstance(loss, tuple):
+                loss = loss[0]
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"the loss must return one number, got {shape}: use a mean or a sum")
+        loss = loss.reshape(())
+        return output, loss / self._terms[index] if self.reduction == "sum" else loss
+
+    def _mean_loss(self, target: Any, index: int) -> Callable[[Tensor], Tensor]:
+        terms = self._terms[index] if self.reduction == "sum" else 1.0
+        return lambda output: self.loss(output, target) / terms
+
+    def _call(self, weights: Mapping[str, Tensor]) -> BoundModel:
+        buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        return BoundModel(self._model, {**weights, **self._constants, **buffers})
+
+    def _sum_over_batches(
+        self, theta: Tensor, term: Callable[[Tensor, Tensor, float], Tensor]
+    ) -> Tensor:
+        """sum_b share_b term_b, shape (P,): each term a vector made from the loss of one batch."""
+        leaf = self._own(theta).detach().requires_grad_()
+        total: Tensor | None = None
+        with torch.enable_grad(), self._guarded():
+            for index, share, batch in self._weighted_batches():
+                _, loss = self._run(self.space.unflatten(leaf), batch, index)
+                part = term(leaf, loss, share)
+                if self.num_batches == 1:  # nothing to sum, nothing to round
+                    return part
+                if total is None:
+                    total = torch.zeros_like(part, dtype=torch.float64)
+                total.add_(part, alpha=share)
+        assert total is not None
+        return total.to(self.dtype)
+
+    def _weighted_batches(self) -> Iterator[tuple[int, float, Any]]:
+        """Index, share N_b / N and content of each batch; one without a term is left out."""
+        for index, (terms, batch) in enumerate(zip(self._terms, self.batches, strict=True)):
+            if terms:  # the mean loss over no term is 0 / 0
+                yield index, terms / self.num_terms, self._cast(batch)
+
+    # -- what is checked once ----------------------------------------------------------------
+
+    def _check_determinism(self) -> None:
+        weights = self.space.unflatten(self.theta)
+        batch = self._cast(self.batches[0])
+        with torch.no_grad(), self._guarded():
+            first, second = (float(self._run(weights, batch, 0)[1]) for _ in range(2))
+        tolerance = 64 * torch.finfo(self.dtype).eps * abs(first)
+        if abs(first - second) > tolerance:  # False for nan: a loss that is nan is so twice
+            raise ValueError(
+                f"the first batch has loss {first:.6g} and then {second:.6g}: the model draws "
+                "random numbers in eval mode (dropout by function, noise, augmentation); "
+                "remove them or fix the seeds (fix_seeds=0)"
+            )
+
+    def _survey(self) -> tuple[str, tuple[float, ...]]:
+        """Whether the loss is a mean or a sum, and the terms of each batch: one forward pass."""
+        counts: list[float] = []
+        found: str | None = "mean"
+        most_rows = 0
+        weights = self.space.unflatten(self.theta)
+        with torch.no_grad(), self._guarded():
+            for index, given in enumerate(self.batches):
+                batch, rows = self._cast(given), _num_rows(given)
+                self._seed(index)
+                call = self._call(weights)
+                if not _is_pair(batch):
+                    answer = self.loss(call, batch)
+                    counts.append(float(answer[1]) if isinstance(answer, tuple) else float(rows))
+                    continue
+                output = call.on(batch[0])
+                counts.append(count_terms(self.loss, output, batch[1]))
+                if rows > most_rows and most_rows < 3:
+                    most_rows, found = rows, reduction(self.loss, output, batch[1])
+        if found is None and self.num_batches > 1:
+            raise ValueError(
+                "the loss is neither the mean nor the sum over the rows of a batch, so several "
+                "batches cannot be put together; give the data as one batch"
+            )
+        if not sum(counts) > 0:
+            raise ValueError("the data hold no loss term (every target ignored, or empty batches)")
+        return found or "mean", tuple(counts)
+
+    def _find_unused(self) -> tuple[str, ...]:
+        """The parameters that the loss of the first batch does not depend on."""
+        leaves = {
+            name: piece.detach().requires_grad_()
+            for name, piece in self.space.unflatten(self.theta).items()
+        }
+        with torch.enable_grad(), self._guarded():
+            _, loss = self._run(leaves, self._cast(self.batches[0]), 0)
+            if not loss.requires_grad:
+                return self.space.names
+            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        return tuple(n for n, g in zip(leaves, gradients, strict=True) if g is None)
+
+    # -- the state guard ---------------------------------------------------------------------
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Eval mode, full precision, double-differentiable kernels; the random state put back."""
+        with ExitStack() as stack:
+            cuda = self.device.type == "cuda"
+            devices = [self.device] if cuda else []
+            stack.enter_context(torch.random.fork_rng(devices=devices))
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if cuda:
+                stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+            stack.enter_context(_eval_mode(self._model, self.batch_norm))
+            yield
+
+    def _seed(self, index: int) -> None:
+        if self.fix_seeds is not None:
+            torch.manual_seed(self.fix_seeds + index)
+
+    def _own(self, vector: Tensor) -> Tensor:
+        return vector.to(self.device, self.dtype)
+
+    def _cast(self, thing: Any) -> Any:
+        """The same structure on this device, floating tensors in this dtype."""
+        if isinstance(thing, Tensor):
+            return thing.to(self.device, self.dtype if thing.is_floating_point() else None)
+        if isinstance(thing, Mapping):
+            return {key: self._cast(value) for key, value in thing.items()}
+        if isinstance(thing, tuple | list):
+            return tuple(self._cast(value) for value in thing)
+        return thing
+
+
+class BoundModel:
+    """The model bound to theta: what `loss(model, batch)` calls.
+
+    `tensors` are its weights and buffers by name, for a loss that looks at them (weight decay).
+    """
+
+    def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        self.model = model
+        self.tensors = dict(tensors)
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return functional_call(self.model, self.tensors, args, keywords)
+
+    def on(self, inputs: Any) -> Any:
+        """The output for the inputs of a batch: a tensor, a tuple or a dict of arguments."""
+        if isinstance(inputs, Mapping):
+            return self(**inputs)
+        return self(*inputs) if isinstance(inputs, tuple) else self(inputs)
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy of the modules that shares every parameter and buffer, so that flags can differ.
+
+    A module that holds a tensor made by autograd cannot be copied: the model itself comes back, and
+    `_eval_mode` restores its flags after every evaluation.
+    """
+    shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    try:
+        return copy.deepcopy(model, dict(shared))
+    except RuntimeError:
+        culprit = next(
+            (
+                f"{name or 'the model'} ({type(module).__name__})"
+                for name, module in model.named_modules()
+                for value in vars(module).values()
+                if isinstance(value, Tensor) and not value.is_leaf
+            ),
+            type(model).__name__,
+        )
+        warnings.warn(
+            f"{culprit} holds a tensor made by autograd and cannot be copied; "
+            "the model itself is used and its flags are restored after each evaluation",
+            stacklevel=3,
+        )
+        return model
+
+
+@contextmanager
+def _eval_mode(model: nn.Module, batch_norm: str) -> Iterator[None]:
+    """Eval mode; with batch_norm "batch" the norms use batch statistics and learn nothing."""
+    modes = [(module, module.training) for module in model.modules()]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    tracking = [(norm, norm.track_running_stats) for norm in norms]
+    try:
+        for module, _ in modes:
+            module.training = False
+        if batch_norm == "batch":
+            for norm in norms:
+                norm.training, norm.track_running_stats = True, False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for norm, track in tracking:
+            norm.track_running_stats = track
+
+
+def _gradient(
+    loss: Tensor, leaf: Tensor, *, along: Tensor | None = None, create_graph: bool = False
+) -> Tensor:
+    """d loss / d leaf, (P,), weighted by `along`; zeros where the loss does not depend on theta."""
+    if not loss.requires_grad:
+        return torch.zeros_like(leaf)
+    (gradient,) = torch.autograd.grad(
+        loss, leaf, along, create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+    return gradient
+
+
+def _is_pair(batch: Any) -> bool:
+    return isinstance(batch, tuple | list) and len(batch) == 2
+
+
+def _tensors(thing: Any) -> Iterator[Tensor]:
+    if isinstance(thing, Tensor):
+        yield thing
+    elif isinstance(thing, Mapping):
+        for value in thing.values():
+            yield from _tensors(value)
+    elif isinstance(thing, tuple | list):
+        for value in thing:
+            yield from _tensors(value)
+
+
+def _detached(thing: Any) -> Any:
+    if isinstance(thing, Tensor):
+        return thing.detach()
+    if isinstance(thing, Mapping):
+        return {key: _detached(value) for key, value in thing.items()}
+    return tuple(_detached(v) for v in thing) if isinstance(thing, tuple | list) else thing
+
+
+def _num_rows(batch: Any) -> int:
+    """The rows of a batch: the length of its target, or of its first tensor."""
+    tensors = list(_tensors(batch[1] if _is_pair(batch) else batch))
+    return len(tensors[0]) if tensors and tensors[0].ndim else 1

@@ -1,0 +1,387 @@
+"""Objective: value, gradient and Hessian product against dense autograd and closed forms."""
+
+import copy
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, hessian
+from torch.nn import functional as F
+
+from landscape import Objective
+
+
+def reference_net(dtype=torch.float64):
+    """The net of the peers' table: Linear(5,6)-Tanh-Linear(6,3)."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).to(dtype)
+
+
+def reference_data(num=50, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(num, 5, generator=generator, dtype=torch.float64).to(dtype)
+    return x, torch.randint(3, (num,), generator=generator)
+
+
+def uneven(x, y, cuts=(20, 23, 7)):
+    return list(zip(x.split(cuts), y.split(cuts), strict=True))
+
+
+def dense_hessian(objective, model, loss, x, y):
+    def value(theta):
+        return loss(functional_call(model, objective.space.unflatten(theta), (x,)), y)
+
+    return hessian(value)(objective.theta)
+
+
+def losses():
+    _, y = reference_data()
+    soft = torch.softmax(torch.randn(50, 3, generator=torch.Generator().manual_seed(2)), 1).double()
+    weight = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
+    ignored = y.clone()
+    ignored[::4] = 1
+    return {
+        "cross-entropy": (F.cross_entropy, y),
+        "cross-entropy-module": (nn.CrossEntropyLoss(), y),
+        "weighted": (nn.CrossEntropyLoss(weight=weight), y),
+        "smoothed": (partial(F.cross_entropy, label_smoothing=0.1), y),
+        "ignoring": (nn.CrossEntropyLoss(ignore_index=1), ignored),
+        "probabilities": (F.cross_entropy, soft),
+        "mse": (F.mse_loss, soft),
+        "bce": (F.binary_cross_entropy_with_logits, (soft > 0.3).double()),
+        "own": (lambda out, target: ((out - target) ** 2).sum(1).mean(), soft),
+    }
+
+
+@pytest.mark.parametrize("name", list(losses()))
+def test_uneven_batches_give_the_loss_gradient_and_product_of_the_whole(name):
+    loss, y = losses()[name]
+    x, _ = reference_data()
+    model = reference_net()
+    objective = Objective(model, loss, uneven(x, y))
+    whole = loss(model(x), y)
+    gradient = torch.autograd.grad(whole, list(model.parameters()))
+    theta = objective.theta
+    assert objective.value(theta) == pytest.approx(float(whole.detach()), rel=1e-13)
+    assert torch.allclose(objective.gradient(theta), objective.space.flatten(gradient), atol=1e-14)
+    H = dense_hessian(objective, model, loss, x, y)
+    v = torch.randn(57, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    assert torch.allclose(objective.hvp(theta, v), H @ v, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("loss", "target"),
+    [
+        (partial(F.cross_entropy, reduction="sum"), "classes"),
+        (nn.CrossEntropyLoss(reduction="sum"), "classes"),
+        (nn.MSELoss(reduction="sum"), "values"),
+        (lambda out, t: F.binary_cross_entropy_with_logits(out, t, reduction="sum"), "values"),
+    ],
+)
+def test_a_loss_that_sums_is_recognised_and_divided_by_its_terms(loss, target):
+    x, y = reference_data()
+    y = y if target == "classes" else torch.rand(50, 3, dtype=torch.float64)
+    model = reference_net()
+    objective = Objective(model, loss, uneven(x, y))
+    terms = 50 if target == "classes" else 150
+    assert objective.reduction == "sum"
+    assert objective.num_terms == terms
+    expected = float(loss(model(x), y).detach()) / terms
+    assert objective.value(objective.theta) == pytest.approx(expected, rel=1e-13)
+
+
+def test_a_language_models_tokens_are_the_terms_and_ignored_ones_are_not():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9)).double()
+
+    def loss(logits, targets):
+        return F.cross_entropy(logits.transpose(1, 2), targets)
+
+    tokens = torch.randint(9, (6, 5))
+    targets = torch.randint(9, (6, 5))
+    targets[0, :4] = -100
+    objective = Objective(model, loss, [(tokens[:2], targets[:2]), (tokens[2:], targets[2:])])
+    whole = float(loss(model(tokens), targets).detach())
+    right = (model(tokens).argmax(-1) == targets) & (targets != -100)
+    assert objective.num_terms == 26
+    assert objective.value(objective.theta) == pytest.approx(whole, rel=1e-13)
+    assert objective.evaluate(objective.theta).accuracy == pytest.approx(float(right.sum()) / 26)
+
+
+def test_a_batch_without_a_single_term_is_left_out_and_not_a_nan():
+    x, y = reference_data()
+    y = torch.cat([torch.full((20,), -100), y[20:]])
+    objective = Objective(reference_net(), F.cross_entropy, uneven(x, y))
+    expected = float(F.cross_entropy(reference_net()(x[20:]), y[20:]).detach())
+    assert objective.value(objective.theta) == pytest.approx(expected, rel=1e-13)
+
+
+def test_batches_of_any_other_form_call_the_loss_with_the_bound_model():
+    x, y = reference_data()
+    model = reference_net()
+    whole = Objective(model, F.cross_entropy, [(x, y)])
+
+    def loss(call, batch):
+        return F.cross_entropy(call(batch["x"]), batch["y"])
+
+    split = [{"x": a, "y": b} for a, b in uneven(x, y)]
+    objective = Objective(model, loss, split)
+    theta = objective.theta + 0.1
+    assert objective.value(theta) == pytest.approx(whole.value(theta), rel=1e-13)
+    v = torch.ones_like(theta)
+    assert torch.allclose(objective.hvp(theta, v), whole.hvp(theta, v), atol=1e-14)
+
+
+def test_a_loss_may_name_its_number_of_terms():
+    data = [torch.tensor([1.0, 2.0]), torch.tensor([5.0])]
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    objective = Objective(model, lambda call, x: (call(x[:, None]).mean(), 10 * len(x)), data)
+    assert objective.num_terms == 30
+    assert objective.value(objective.theta) == pytest.approx((1.5 * 20 + 5 * 10) / 30)
+
+
+def test_the_second_form_of_a_batch_with_a_dict_of_inputs_reaches_the_model_by_keyword():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, *, a, b):
+            return self.scale * (a - b)
+
+    a, b = torch.ones(4), torch.zeros(4)
+    objective = Objective(Scaled(), F.mse_loss, [({"a": a, "b": b}, torch.zeros(4))])
+    assert objective.value(objective.theta) == 4.0
+
+
+def test_a_loss_coupled_across_rows_is_refused_for_several_batches_only():
+    def coupled(out, target):
+        return torch.logsumexp(out.flatten(), 0)
+
+    x, y = reference_data()
+    assert Objective(reference_net(), coupled, [(x, y)]).num_batches == 1
+    with pytest.raises(ValueError, match="neither the mean nor the sum over the rows"):
+        Objective(reference_net(), coupled, uneven(x, y))
+
+
+def test_a_loss_without_reduction_is_refused():
+    x, y = reference_data()
+    with pytest.raises(ValueError, match=r"must return one number, got \(50,\)"):
+        Objective(reference_net(), nn.CrossEntropyLoss(reduction="none"), [(x, y)])
+
+
+def test_no_data_is_refused():
+    with pytest.raises(ValueError, match="hold no batch"):
+        Objective(reference_net(), F.cross_entropy, [])
+
+
+class Everything(nn.Module):
+    """Batch norm, dropout, a tied, a frozen and an unused parameter, an integer buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(5, 5)
+        self.norm = nn.BatchNorm1d(5)
+        self.drop = nn.Dropout(0.5)
+        self.outer = nn.Linear(5, 5)
+        self.outer.weight = self.inner.weight
+        self.unused = nn.Linear(2, 2)
+        self.head = nn.Linear(5, 3)
+        self.head.bias.requires_grad_(False)
+        self.register_buffer("count", torch.zeros(1, dtype=torch.long))
+
+    def forward(self, x):
+        self.count += 1
+        return self.head(self.drop(torch.tanh(self.outer(self.norm(self.inner(x))))))
+
+
+def fingerprint(model):
+    """Everything that a measurement could change, as bytes and flags."""
+    return (
+        {k: v.clone() for k, v in model.state_dict().items()},
+        [(m.training, getattr(m, "track_running_stats", None)) for m in model.modules()],
+        [(p.requires_grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()],
+        [id(p) for p in model.parameters()],
+        torch.get_rng_state(),
+    )
+
+
+def assert_same(before, after):
+    assert before[0].keys() == after[0].keys()
+    assert all(torch.equal(before[0][k], after[0][k]) for k in before[0])
+    assert before[1] == after[1]
+    for (flag, grad), (flag2, grad2) in zip(before[2], after[2], strict=True):
+        assert flag == flag2
+        assert (grad is None) == (grad2 is None)
+        assert grad is None or torch.equal(grad, grad2)
+    assert before[3] == after[3]
+    assert torch.equal(before[4], after[4])
+
+
+@pytest.mark.parametrize("batch_norm", ["eval", "batch"])
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+def test_the_callers_model_and_random_state_stay_the_same_bits(batch_norm, dtype):
+    torch.manual_seed(0)
+    model = Everything()
+    model(torch.randn(8, 5)).sum().backward()
+    model.norm.eval()  # a mixed mode must come back mixed
+    x, y = reference_data(dtype=torch.float32)
+    before = fingerprint(model)
+    objective = Objective(model, F.cross_entropy, uneven(x, y), batch_norm=batch_norm, dtype=dtype)
+    v = torch.ones_like(objective.theta)
+    objective.evaluate(objective.theta + 1)
+    objective.gradient(objective.theta + 1)
+    objective.hvp(objective.theta + 1, v)
+    assert_same(before, fingerprint(model))
+
+
+def test_the_model_stays_the_same_after_an_exception():
+    class Moody(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(5)
+            self.head = nn.Linear(5, 3)
+
+        def forward(self, x):
+            out = self.head(self.norm(x))
+            if float(self.head.weight.detach().sum()) > 100:
+                raise RuntimeError("too large")
+            return out
+
+    torch.manual_seed(0)
+    model = Moody()
+    x, y = reference_data(dtype=torch.float32)
+    objective = Objective(model, F.cross_entropy, [(x, y)])
+    before = fingerprint(model)
+    with pytest.raises(RuntimeError, match="too large"):
+        objective.gradient(objective.theta + 100)
+    assert_same(before, fingerprint(model))
+
+
+def test_a_model_that_cannot_be_copied_is_used_itself_and_its_flags_come_back():
+    torch.manual_seed(0)
+    model = Everything()
+    model.cached = model.head.weight * 2  # a tensor made by autograd: deepcopy refuses it
+    model.train()
+    before = [m.training for m in model.modules()]
+    x, y = reference_data(dtype=torch.float32)
+    with pytest.warns(UserWarning, match="made by autograd"):
+        objective = Objective(model, F.cross_entropy, [(x, y)])
+    objective.gradient(objective.theta)
+    assert [m.training for m in model.modules()] == before
+    del model.cached
+    assert objective.value(objective.theta) == pytest.approx(
+        Objective(model, F.cross_entropy, [(x, y)]).value(objective.theta)
+    )
+
+
+def test_frozen_unused_and_tied_parameters_are_told_apart():
+    torch.manual_seed(0)
+    objective = Objective(Everything(), F.cross_entropy, [reference_data(dtype=torch.float32)])
+    assert objective.frozen == ("head.bias",)
+    assert objective.unused == ("unused.weight", "unused.bias")
+    assert objective.space.tied == {"outer.weight": "inner.weight"}
+    pieces = objective.space.unflatten(objective.gradient(objective.theta))
+    assert torch.count_nonzero(pieces["unused.weight"]) == 0
+    product = objective.space.unflatten(
+        objective.hvp(objective.theta, torch.ones_like(objective.theta))
+    )
+    assert torch.count_nonzero(product["unused.bias"]) == 0
+    assert torch.count_nonzero(product["inner.weight"]) > 0
+
+
+def test_dropout_left_on_raises_at_construction_and_fixed_seeds_cure_it():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(F.dropout(x, training=True))
+
+    x, y = reference_data(dtype=torch.float32)
+    torch.manual_seed(0)
+    model = Noisy()
+    with pytest.raises(ValueError, match="random numbers in eval mode"):
+        Objective(model, F.cross_entropy, uneven(x, y))
+    objective = Objective(model, F.cross_entropy, uneven(x, y), fix_seeds=0)
+    assert objective.value(objective.theta) == objective.value(objective.theta)
+    other = Objective(model, F.cross_entropy, uneven(x, y), fix_seeds=9)
+    assert objective.value(objective.theta) != other.value(objective.theta)
+
+
+def test_a_subset_keeps_the_other_parameters_where_they_are():
+    x, y = reference_data()
+    model = reference_net()
+    full = Objective(model, F.cross_entropy, [(x, y)])
+    head = Objective(model, F.cross_entropy, [(x, y)], parameters="2.*")
+    assert head.num_parameters == 21
+    assert head.value(head.theta) == full.value(full.theta)
+    assert torch.equal(head.gradient(head.theta), full.gradient(full.theta)[36:])
+    v = torch.randn(21, dtype=torch.float64)
+    padded = torch.cat([torch.zeros(36, dtype=torch.float64), v])
+    expected = full.hvp(full.theta, padded)[36:]
+    assert torch.allclose(head.hvp(head.theta, v), expected, atol=1e-15)
+
+
+def test_float64_arithmetic_on_a_float32_model_equals_the_converted_model():
+    x, y = reference_data(dtype=torch.float32)
+    model = reference_net(torch.float32)
+    objective = Objective(model, F.cross_entropy, uneven(x, y), dtype=torch.float64)
+    double = copy.deepcopy(model).double()
+    expected = float(F.cross_entropy(double(x.double()), y).detach())
+    assert objective.theta.dtype == torch.float64
+    assert objective.value(objective.theta) == pytest.approx(expected, rel=1e-14)
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_a_linear_loss_has_a_zero_product_and_a_constant_one_a_zero_gradient():
+    x, _ = reference_data()
+    model = nn.Linear(5, 3).double()
+    objective = Objective(model, lambda out, t: out.mean(), [(x, torch.zeros(50, 3))])
+    v = torch.ones_like(objective.theta)
+    assert torch.count_nonzero(objective.hvp(objective.theta, v)) == 0
+    flat = Objective(model, lambda out, t: t.mean(), [(x, torch.zeros(50, 3))])
+    assert torch.count_nonzero(flat.gradient(flat.theta)) == 0
+    assert flat.unused == flat.space.names
+
+
+def test_a_nan_at_some_theta_is_returned_and_not_raised():
+    x, y = reference_data()
+    objective = Objective(reference_net(), F.cross_entropy, [(x, y)])
+    assert math.isnan(objective.evaluate(torch.full_like(objective.theta, math.nan)).loss)
+
+
+def test_attention_has_a_hessian_product():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(4, 12)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).chunk(3, -1)
+            return self.head(F.scaled_dot_product_attention(q, k, v).mean(1))
+
+    torch.manual_seed(0)
+    model = Attention().double()
+    x, y = torch.randn(7, 5, 4, dtype=torch.float64), torch.randint(3, (7,))
+    objective = Objective(model, F.cross_entropy, [(x, y)])
+    theta, v = objective.theta, torch.randn(objective.num_parameters, dtype=torch.float64)
+    step = 1e-5
+    difference = objective.gradient(theta + step * v) - objective.gradient(theta - step * v)
+    assert torch.allclose(objective.hvp(theta, v), difference / (2 * step), atol=1e-8)
+
+
+def test_batch_statistics_are_those_of_each_batch_when_asked_for():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
+    x, y = reference_data()
+    objective = Objective(model, F.cross_entropy, [(x, y)], batch_norm="batch")
+    expected = float(F.cross_entropy(copy.deepcopy(model).train()(x), y).detach())
+    assert objective.value(objective.theta) == pytest.approx(expected, rel=1e-13)
+    with pytest.raises(ValueError, match="batch_norm must be"):
+        Objective(model, F.cross_entropy, [(x, y)], batch_norm="train")
