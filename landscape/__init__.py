@@ -21,7 +21,7 @@ _EXPORTS = {
     "slq_density": "landscape.linalg",
     "scan_line": "landscape.surface",
     "scan_plane": "landscape.surface",
-    "ProbePlan": "landscape.probing",
+    "ProbePlan": "landscape.plan",
     "probe": "landscape.probing",
     "Findings": "landscape.findings",
     "load_findings": "landscape.findings",
