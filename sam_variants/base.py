@@ -1,0 +1,994 @@
+"""SharpnessAware: a base optimizer whose rule may ask for gradients elsewhere, and the way home."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypedDict, TypeVar
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sam_variants import COMMON, VARIANTS
+from sam_variants.policies import Always, Policy
+from sam_variants.schedules import Schedule, schedule
+from sam_variants.vector import Factor, ParameterVector
+
+T = TypeVar("T", Tensor, ParameterVector)
+
+LOOP = """\
+    for request in optimizer.passes(num_rows=len(inputs)):
+        with sam_variants.training.evaluating(model, request):
+            loss = criterion(model(inputs[request.rows]), targets[request.rows])
+            if request.gradient:
+                loss.backward()
+        request.loss = loss.detach()
+    optimizer.step()"""
+
+
+@dataclass(eq=False)
+class Evaluate:
+    """A rule's request for one evaluation of the loss: the whole vocabulary of rules.
+
+    Attributes:
+        offset: where, relative to the weights at home; None is at home. The driver moves the
+            weights there before the loop's body runs, and forgets the vector.
+        rows: which rows of the effective batch, as a slice or a tensor of indices; micro-batches
+            are cut after this selection.
+        gradient: run the backward pass too, of the mean loss over these rows.
+        per_sample: report one loss a row, shape (rows,), instead of their mean.
+        ascent: evaluate the rule's ascent loss instead of the training loss (AACE alone).
+        sync: average the gradient over data-parallel workers.
+
+    The driver adds:
+        first: whether this is the first evaluation of the step, the only one that moves running
+            statistics.
+        num_rows: how many rows are asked for; None where nobody told the batch's size.
+    The loop answers with:
+        loss: the detached loss, a 0-dim tensor or number, or (rows,) where `per_sample`.
+    """
+
+    offset: ParameterVector | None = None
+    rows: slice | Tensor = field(default_factory=lambda: slice(None))
+    gradient: bool = True
+    per_sample: bool = False
+    ascent: bool = False
+    sync: bool = True
+    first: bool = field(default=False, init=False)
+    num_rows: int | None = field(default=None, init=False)
+    loss: Tensor | float | None = field(default=None, init=False)
+
+    @property
+    def all_rows(self) -> bool:
+        """Whether the request is for the batch as it is."""
+        return isinstance(self.rows, slice) and self.rows == slice(None)
+
+
+class Evaluation:
+    """The answer to a request: the loss, and the gradient with its norm.
+
+    Attributes:
+        loss: 0-dim, or (rows,) where the request said `per_sample`; detached.
+        gradient: of the mean loss over the rows, unscaled, the rule's own to change; None where
+            the request asked for none, or after `take`.
+    """
+
+    def __init__(self, loss: Tensor, gradient: ParameterVector | None) -> None:
+        self.loss = loss
+        self.gradient = gradient
+        self._norm: Tensor | None = None
+
+    @property
+    def norm(self) -> Tensor:
+        """||gradient|| over all groups, 0-dim float64, computed once; kept after `take`."""
+        if self._norm is None:
+            if self.gradient is None:
+                raise RuntimeError("the evaluation has no gradient, or lost it before its norm")
+            self._norm = self.gradient.norm()
+        return self._norm
+
+    def take(self) -> ParameterVector:
+        """The gradient, which the evaluation forgets, so that its memory ends with its last use."""
+        if self.gradient is None:
+            raise RuntimeError("the evaluation has no gradient, or it was taken already")
+        gradient, self.gradient = self.gradient, None
+        return gradient
+
+
+Descent = Generator[Evaluate, Evaluation, ParameterVector]
+"""What a rule is: it yields requests, receives evaluations, returns the gradient to descend."""
+
+
+class Common(TypedDict, total=False):
+    """What every rule's constructor takes beside its own options."""
+
+    when: Policy | None  # default: every step is perturbed
+    total_steps: float | None  # the end that schedules run to; inf where `progress` is assigned
+    seed: int  # of the rule's own random choices
+    ascent: str  # "global" or "local": how data-parallel workers perturb
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a run has spent, in full-batch units (rows / batch), and what it has done.
+
+    Attributes:
+        gradients, forwards: evaluations with and without a backward pass, as really run.
+        steps: base steps taken.
+        perturbed: those of them that the policy let perturb.
+        skipped: steps given up for a gradient that is not finite.
+        refresh_gradients, refresh_forwards: the cost of masks, eigenvectors and signals.
+    """
+
+    gradients: float = 0.0
+    forwards: float = 0.0
+    steps: int = 0
+    perturbed: int = 0
+    skipped: int = 0
+    refresh_gradients: float = 0.0
+    refresh_forwards: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of it in gradients, a forward being a third of one."""
+        forwards = self.forwards + self.refresh_forwards
+        return self.gradients + self.refresh_gradients + forwards / 3.0
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What is known of the last step, for metrics; tensors stay on their device.
+
+    Attributes:
+        perturbed: whether the policy let the rule perturb.
+        gradient_norm: ||g|| of the clean evaluation, 0-dim; None for rules without one.
+        rho: the radius of the step; None for rules without one.
+        signal, mean, deviation, threshold: of the policy's decision; None without a signal.
+    """
+
+    perturbed: bool
+    gradient_norm: Tensor | None
+    rho: float | None
+    signal: float | None = None
+    mean: float | None = None
+    deviation: float | None = None
+    threshold: float | None = None
+
+
+@dataclass(eq=False)
+class _Cycle:
+    """One step in the making: from passes() to step()."""
+
+    parameters: list[Tensor]
+    devices: list[torch.device]  # those with random generators of their own
+    policy_before: dict[str, Any]
+    draws_before: Tensor
+    num_rows: int | None
+    scale: float | None
+    phase: str = "running"  # then "ready", "skipped" or "left"
+    num_evaluations: int = 0
+    loss: Tensor | None = None
+    perturbed: bool = False
+    gradient_norm: Tensor | None = None
+    refreshing: bool = False
+    staged: dict[str, Any] = field(default_factory=dict)
+    rng_before: list[Tensor] = field(default_factory=list)
+    rng_after: list[Tensor] = field(default_factory=list)
+
+
+class SharpnessAware(Optimizer, ABC):
+    """A rule over a base optimizer: the rule says which gradient, the base takes the step.
+
+    A subclass writes `descent`, a generator that yields `Evaluate` requests and returns the
+    gradient for the base. `passes` drives it, and is the only driver; `step(closure)` is a loop
+    over it.
+
+    What holds for every rule: weights are home, bit for bit, after the loop, after an exception in
+    it, and before anything that reads them (`passes`, `step`, `state_dict`, `zero_grad`,
+    `come_home`). Every pass sees the same random numbers (dropout), and the step leaves the
+    generators as after its first pass. A step that is not finished, or skipped, leaves no trace in
+    the averages, the policy or the draws. `param_groups`, `state` and `defaults` are the base's
+    own, so schedulers, clipping and GradScaler work as on the base.
+
+    Args of every rule:
+        when: the policy; default Always.
+        total_steps: steps of the whole run, for schedules and policies that need the end; inf says
+            that `progress` will be assigned before each step.
+        seed: of the rule's and the policy's random choices; one generator of their own.
+        ascent: over data-parallel workers, "global": the perturbation comes from the averaged
+            gradient; "local": from each worker's own, without communication. One process: the same.
+
+    Raises:
+        TypeError: base is no optimizer, needs a closure (LBFGS), or is SharpnessAware itself.
+        ValueError: an option out of its range; a policy that reads the gradient for a rule without
+            a clean evaluation; no total_steps where the schedule needs an end; ascent="local" for a
+            rule that keeps or mixes in the clean gradient.
+    """
+
+    name: ClassVar[str]
+    starts_clean: ClassVar[bool] = True  # the first evaluation is at home, of the training loss
+    keeps_clean_gradient: ClassVar[bool] = False  # beyond building an offset from it
+    moves_weights: ClassVar[bool] = True
+    remembers: ClassVar[tuple[str, ...]] = ()  # names of what the rule keeps between steps
+
+    base: Optimizer
+    policy: Policy
+
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        options: Mapping[str, Any],
+        when: Policy | None = None,
+        total_steps: float | None = None,
+        seed: int = 0,
+        ascent: str = "global",
+    ) -> None:
+        _check_base(base)
+        COMMON["total_steps"].check("total_steps", total_steps)
+        COMMON["seed"].check("seed", seed)
+        COMMON["ascent"].check("ascent", ascent)
+        self.base = base
+        # Not Optimizer.__init__: groups and state are the base's. This sets up the hooks alone.
+        super().__setstate__({})
+        self._warned_capturable_if_run_uncaptured = True
+        self.policy = Always() if when is None else when
+        self.total_steps = total_steps
+        self._progress: float | None = None
+        self._generator = torch.Generator().manual_seed(seed)
+        self._ascent_scope = ascent
+        self._counts = Counts()
+        self._memory: dict[str, Any] = dict.fromkeys(self.remembers)
+        self._cycle: _Cycle | None = None
+        self._in_closure = False
+        self._away = False
+        self._home: ParameterVector | None = None  # the spare buffer, kept from step to step
+        self.last: StepFacts | None = None
+        self._option_names = tuple(options)
+        for option, value in options.items():
+            setattr(self, option, self._checked(option, value))
+        self._check_composition()
+
+    @abstractmethod
+    def descent(self) -> Descent:
+        """Yields requests, receives evaluations, returns the gradient that the base descends.
+
+        The returned vector becomes `.grad`: it must share no tensor with what the rule remembers.
+        """
+
+    # What a rule may use
+
+    def perturbs(self, clean: Evaluation | None = None) -> bool:
+        """The policy's decision for this step, given the evaluation at home where there is one."""
+        cycle = self._running()
+
+        def signal() -> float:
+            if clean is None:
+                raise RuntimeError(f"{self.name} has no clean gradient for the policy's signal")
+            return float(self.averaged(clean.norm.square()))
+
+        if clean is not None:
+            cycle.gradient_norm = clean.norm
+        cycle.perturbed = self.policy.decide(
+            step=self._counts.steps,
+            progress=self.progress,
+            signal=signal,
+            draw=lambda: float(torch.rand((), generator=self._generator, dtype=torch.float64)),
+        )
+        return cycle.perturbed
+
+    def times_rho(self, factor: Factor) -> Factor | list[Factor]:
+        """rho * factor for `ParameterVector.mul`: one number, or one a slot where groups differ."""
+        own = [self._rho_of(group) for group in self.param_groups]
+        if all(rho == own[0] for rho in own):
+            return own[0] * factor
+        products = [rho * factor for rho in own]
+        return [
+            product
+            for product, group in zip(products, self.param_groups, strict=True)
+            for _ in group["params"]
+        ]
+
+    def recall(self, name: str) -> Any:
+        """What was remembered under a name of `remembers`, not to be changed; None at first."""
+        return self._memory[name]
+
+    def remember(self, **values: Any) -> None:
+        """Keeps values (vectors, tensors, plain numbers) from this step on, once it is taken.
+
+        A step that ends early (an exception, a gradient that is not finite) forgets them.
+        """
+        for name in values:
+            if name not in self.remembers:
+                raise KeyError(f"{type(self).__name__}.remembers does not list {name!r}")
+        self._running().staged.update(values)
+
+    @contextmanager
+    def refreshing(self) -> Iterator[None]:
+        """Counts the evaluations asked for inside as a refresh, apart from the ordinary step."""
+        cycle = self._running()
+        cycle.refreshing = True
+        try:
+            yield
+        finally:
+            cycle.refreshing = False
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the batch; RuntimeError with the recipe where the caller has not told."""
+        cycle = self._running()
+        if cycle.num_rows is None:
+            raise RuntimeError(self._needs_rows())
+        return cycle.num_rows
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The one source of the rule's random choices: on the CPU, saved, equal on all ranks."""
+        return self._generator
+
+    @property
+    def synced(self) -> bool:
+        """`sync` of an evaluation that only builds an offset: False under a local ascent."""
+        return self._ascent_scope == "global" or _world_size() == 1
+
+    def averaged(self, value: T) -> T:
+        """The mean of an unsynced value over the workers; the value itself when it was synced.
+
+        An unsynced gradient may build an offset and nothing else: signals, loss weights and
+        returned gradients go through here, or replicas drift apart.
+        """
+        if self.synced:
+            return value
+        if isinstance(value, ParameterVector):
+            for tensor in value:
+                if tensor is not None:
+                    _average_(tensor)
+            return value
+        shared = value.clone()
+        _average_(shared)
+        return shared
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters of all groups, in order: the slots of every vector."""
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    @property
+    def names(self) -> list[str | None]:
+        """Their names, where the base was built from `named_parameters()`; else None."""
+        return [
+            name
+            for group in self.param_groups
+            for name in group.get("param_names", [None] * len(group["params"]))
+        ]
+
+    # What the trainer and the user see
+
+    @property
+    def counts(self) -> Counts:
+        """What was spent and done so far."""
+        return self._counts
+
+    def charge(self, *, gradients: float = 0.0, forwards: float = 0.0) -> None:
+        """Adds the cost of a measurement for this run, in full-batch units, to the refreshes."""
+        self._count(refresh_gradients=gradients, refresh_forwards=forwards)
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget spent, in [0, 1]: as assigned, else steps / total_steps (else 0)."""
+        if self._progress is not None:
+            return self._progress
+        if self.total_steps is None:
+            return 0.0
+        if self.total_steps == float("inf"):
+            raise RuntimeError(
+                "total_steps=inf says that progress is assigned: set optimizer.progress to the "
+                "share of the budget spent before each step"
+            )
+        return min(self._counts.steps / self.total_steps, 1.0)
+
+    @progress.setter
+    def progress(self, share: float | None) -> None:
+        if share is not None and not 0.0 <= share <= 1.0:
+            raise ValueError(f"progress must be in [0, 1], got {share!r}")
+        self._progress = share
+
+    def passes(
+        self, *, num_rows: int | None = None, scale: float | None = None
+    ) -> Iterator[Evaluate]:
+        """The evaluations of one step, one after the other, for a loop that runs them.
+
+        Before each one the driver clears `.grad`, sets the random generators back and moves the
+        weights; the body evaluates as the request says (`sam_variants.training.evaluating` does all
+        but the loss), runs backward where `request.gradient`, and sets `request.loss`. Afterwards
+        the gradient to descend is in `.grad`, weights are home, and the caller clips and steps.
+
+        Args:
+            num_rows: rows of the effective batch; needed by rules that name rows.
+            scale: the loss scale of a GradScaler (`scaler.get_scale()`). The loop's losses are
+                multiplied by it before backward; the driver divides the gradients in between, ends
+                the step at the first that is not finite (the scaler then skips it; counted in
+                `counts.skipped`), and hands over the last one scaled, for `scaler.unscale_`.
+
+        Raises:
+            ValueError: num_rows < 1, or a scale that is not positive.
+            RuntimeError: from the loop: no loss was set, no gradient arrived, or the weights were
+                sent home while it ran.
+        """
+        if num_rows is not None and num_rows < 1:
+            raise ValueError(f"num_rows must be >= 1, got {num_rows}")
+        if scale is not None and not 0.0 < scale < float("inf"):
+            raise ValueError(f"scale must be a positive number, got {scale}")
+        self._leave()
+        parameters = self.parameters
+        cycle = _Cycle(
+            parameters=parameters,
+            devices=_accelerators(parameters),
+            policy_before=self.policy.state_dict(),
+            draws_before=self._generator.get_state(),
+            num_rows=num_rows,
+            scale=None if scale is None else float(scale),
+        )
+        self._cycle = cycle
+        return self._drive(cycle)
+
+    def step(self, closure: Callable[..., Any] | None = None) -> Any:
+        """Takes the base's step: after a finished loop over `passes`, or with a closure that is it.
+
+        Args:
+            closure: called once for each evaluation, with the request (`def closure(request)`, or
+                `batch_closure`), or without an argument (zero_grad, loss, backward, return loss:
+                the LBFGS convention) for rules whose requests say nothing but where.
+
+        Returns:
+            The loss of the first evaluation, detached (the mean, where it was a loss per row).
+
+        Raises:
+            RuntimeError: no loop has just ended; or a closure without an argument for a rule that
+                asks for rows, losses per row or the ascent loss.
+        """
+        if closure is not None:
+            self._run(closure)
+        cycle = self._cycle
+        if cycle is None or cycle.phase not in ("ready", "skipped"):
+            self._leave()
+            raise RuntimeError(
+                f"{type(self).__name__}.step() needs the gradient of a finished loop over "
+                f"passes(), or a closure:\n{LOOP}\nor optimizer.step("
+                "sam_variants.training.batch_closure(model, criterion, inputs, targets))"
+            )
+        self._cycle = None
+        if cycle.phase == "ready":
+            self.base.step()
+            self._commit(cycle)
+        return cycle.loss
+
+    def come_home(self) -> None:
+        """Moves the weights back, bit for bit, and gives up a loop that is still open.
+
+        Needed only after a loop over `passes` was left while its iterator stayed in a variable; at
+        home it changes nothing.
+        """
+        if self._cycle is not None and self._cycle.phase == "running":
+            self._leave()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears `.grad`; outside a closure of `step`, goes home and gives up an open step."""
+        if not self._in_closure:
+            self._leave()
+        self.base.zero_grad(set_to_none=set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group to the base; what the rule remembers has no entry for it yet."""
+        self._leave()
+        self.base.add_param_group(param_group)
+        missing = len(self.parameters)
+        for name, value in self._memory.items():
+            if isinstance(value, ParameterVector):
+                gap = [None] * (missing - len(value))
+                self._memory[name] = ParameterVector([*value, *gap])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's state dict with the rule's state under "rule": plain types and tensors.
+
+        Weights go home first. Between a finished loop and its step it is the state before the loop.
+        """
+        self.come_home()
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        policy, draws = self._settled()
+        state: dict[str, Any] = {
+            **self.base.state_dict(),
+            "rule": {
+                "rule": type(self).__name__,
+                "options": {name: _plain(getattr(self, name)) for name in self._option_names},
+                "counts": dict(vars(self._counts)),
+                "progress": self._progress,
+                "policy": policy,
+                "generator": draws,
+                "memory": {name: _plain(value) for name, value in self._memory.items()},
+            },
+        }
+        for after in self._optimizer_state_dict_post_hooks.values():
+            changed = after(self, state)
+            state = state if changed is None else changed
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores `state_dict`, of the same rule over the same parameters.
+
+        Raises:
+            ValueError: the state is another rule's or policy's, or a key is missing or foreign;
+                nothing is changed then.
+        """
+        self._leave()
+        state_dict = dict(state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        if "rule" not in state_dict:
+            raise ValueError("the saved state has no 'rule': it is a base optimizer's own")
+        rule = state_dict.pop("rule")
+        self._check_rule_state(rule)
+        kept = self.policy.state_dict()
+        self.policy.load_state_dict(rule["policy"])
+        try:
+            self.base.load_state_dict(state_dict)
+        except Exception:
+            self.policy.load_state_dict(kept)
+            raise
+        for name, value in rule["options"].items():
+            setattr(self, name, schedule(value) if isinstance(value, dict) else value)
+        self._counts = Counts(**rule["counts"])
+        self._progress = rule["progress"]
+        self._generator.set_state(rule["generator"].cpu())
+        self._memory = {name: self._alive(value) for name, value in rule["memory"].items()}
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The base's own list."""
+        return self.base.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The base's own; the rule's tensors live beside it."""
+        return self.base.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """The base's own."""
+        return self.base.defaults
+
+    def __repr__(self) -> str:
+        options = [f"{name}={getattr(self, name)!r}" for name in self._option_names]
+        options += [f"when={self.policy.word}"]
+        return f"{type(self).__name__}({', '.join(options)}) over {self.base!r}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        policy, draws = self._settled()
+        kept = {
+            name: value
+            for name, value in vars(self).items()
+            # Hooks and a scheduler's wrapper of step belong to this object, as in torch.
+            if name not in ("_cycle", "_generator", "step") and not name.startswith("_optimizer_")
+        }
+        kept["_home"] = self._home if self._away else None
+        return {**kept, "_in_closure": False, "_saved_policy": policy, "_saved_draws": draws}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        policy, draws = state.pop("_saved_policy"), state.pop("_saved_draws")
+        super().__setstate__(state)
+        self._cycle = None
+        self._generator = torch.Generator()
+        self._generator.set_state(draws)
+        self.policy.load_state_dict(policy)
+        self._go_home()  # a copy made in the middle of a loop holds the moved weights
+
+    # The driver
+
+    def _drive(self, cycle: _Cycle) -> Iterator[Evaluate]:
+        rule = self.descent()
+        answer: Evaluation | None = None
+        try:
+            while True:
+                try:
+                    with torch.no_grad():
+                        request = next(rule) if answer is None else rule.send(answer)
+                except StopIteration as end:
+                    descent = end.value
+                    break
+                answer = None
+                self._prepare(cycle, request)
+                yield request
+                if self._cycle is not cycle or cycle.phase != "running":
+                    raise RuntimeError(
+                        "the weights were sent home inside the loop over passes(): zero_grad(), "
+                        "step(), state_dict(), come_home() or another passes() was called before "
+                        "it ended. The driver clears gradients itself; call these after the loop"
+                    )
+                answer = self._collect(cycle, request)
+                if answer is None:
+                    return
+            self._finish(cycle, descent)
+        finally:
+            rule.close()
+            if self._cycle is cycle and cycle.phase == "running":
+                self._leave()
+
+    def _prepare(self, cycle: _Cycle, request: Evaluate) -> None:
+        request.first = cycle.num_evaluations == 0
+        request.num_rows = self._rows_of(cycle, request)
+        if request.first:
+            cycle.rng_before = _random_states(cycle.devices)
+        else:
+            _set_random_states(cycle.devices, cycle.rng_before)
+        for parameter in cycle.parameters:
+            parameter.grad = None
+        offset, request.offset = request.offset, None
+        if offset is None:
+            self._go_home()
+        else:
+            self._go_to(offset, cycle.parameters)
+
+    def _collect(self, cycle: _Cycle, request: Evaluate) -> Evaluation | None:
+        """The evaluation that the loop's body made; None where it is not finite (under a scale)."""
+        if request.loss is None:
+            raise RuntimeError(f"the loop must set request.loss = loss.detach():\n{LOOP}")
+        loss = request.loss.detach() if isinstance(request.loss, Tensor) else None
+        loss = torch.tensor(float(request.loss)) if loss is None else loss
+        if request.per_sample and (loss.ndim != 1 or request.num_rows not in (None, loss.shape[0])):
+            raise RuntimeError(
+                f"the request asked for one loss a row, shape ({request.num_rows},), and the loop "
+                f"set a loss of shape {tuple(loss.shape)}"
+            )
+        if not request.per_sample and loss.numel() != 1:
+            raise RuntimeError(f"request.loss must be one number, got shape {tuple(loss.shape)}")
+        if request.first:
+            cycle.rng_after = _random_states(cycle.devices)
+            cycle.loss = loss.mean()
+        cycle.num_evaluations += 1
+        share = 1.0
+        if not request.all_rows and request.num_rows is not None and cycle.num_rows is not None:
+            share = request.num_rows / cycle.num_rows
+        kind = "gradients" if request.gradient else "forwards"
+        self._count(**{f"refresh_{kind}" if cycle.refreshing else kind: share})
+        gradient = _taken_gradient(cycle.parameters) if request.gradient else None
+        if cycle.scale is not None and not _unscale_(gradient, loss, cycle.scale):
+            self._skip(cycle, gradient)
+            return None
+        return Evaluation(loss, gradient)
+
+    def _finish(self, cycle: _Cycle, descent: ParameterVector) -> None:
+        if not isinstance(descent, ParameterVector) or len(descent) != len(cycle.parameters):
+            raise TypeError(
+                f"{self.name} must return a ParameterVector of all slots, got {descent!r}"
+            )
+        self._go_home()
+        self._leave_random_states(cycle)
+        if cycle.scale is not None:
+            descent.mul_(cycle.scale)
+        for parameter, gradient in zip(cycle.parameters, descent, strict=True):
+            if parameter.grad is not gradient:  # a rule's last pass often left it there already
+                parameter.grad = gradient
+        cycle.phase = "ready"
+
+    def _skip(self, cycle: _Cycle, gradient: ParameterVector | None) -> None:
+        self._leave()
+        for slot, parameter in enumerate(cycle.parameters):
+            # What the scaler looks at to skip the step; a forward alone leaves no gradient to see.
+            if gradient is not None:
+                parameter.grad = gradient.tensors[slot]
+            elif parameter.requires_grad:
+                parameter.grad = torch.full_like(parameter, float("nan"))
+        self._count(skipped=1)
+        cycle.phase = "skipped"
+        self._cycle = cycle
+
+    def _commit(self, cycle: _Cycle) -> None:
+        self._memory.update(cycle.staged)
+        rho = getattr(self, "rho", None)
+        self.last = StepFacts(
+            perturbed=cycle.perturbed,
+            gradient_norm=cycle.gradient_norm,
+            rho=None if rho is None else self._now(rho),
+            **self.policy.facts(),
+        )
+        self._count(steps=1, perturbed=int(cycle.perturbed))
+
+    def _leave(self) -> None:
+        """Home, and as if the open step had not begun (what it cost stays counted)."""
+        self._go_home()
+        cycle, self._cycle = self._cycle, None
+        if cycle is None or cycle.phase == "skipped":
+            return
+        if cycle.phase == "running":
+            self._leave_random_states(cycle)
+        cycle.phase = "left"
+        self.policy.load_state_dict(cycle.policy_before)
+        self._generator.set_state(cycle.draws_before)
+
+    def _leave_random_states(self, cycle: _Cycle) -> None:
+        if cycle.rng_after:
+            _set_random_states(cycle.devices, cycle.rng_after)
+
+    def _run(self, closure: Callable[..., Any]) -> None:
+        takes_request = _takes_request(closure)
+        requests = self.passes(num_rows=getattr(closure, "num_rows", None))
+        self._in_closure = True
+        try:
+            for request in requests:
+                if takes_request:
+                    loss = closure(request)
+                else:
+                    if not request.all_rows or request.per_sample or request.ascent:
+                        raise RuntimeError(self._needs_rows())
+                    with torch.enable_grad():
+                        loss = closure()
+                if loss is None:
+                    raise RuntimeError("the closure must return the loss")
+                request.loss = loss
+        finally:
+            self._in_closure = False
+            requests.close()  # type: ignore[attr-defined]
+
+    def _needs_rows(self) -> str:
+        return (
+            f"{self.name} asks for parts of the batch, so it must know the batch: pass num_rows to "
+            "passes(), or a closure that takes the request and has num_rows, such as "
+            f"sam_variants.training.batch_closure(model, criterion, inputs, targets):\n{LOOP}"
+        )
+
+    # The way out and home
+
+    def _go_to(self, offset: ParameterVector, parameters: list[Tensor]) -> None:
+        weights = ParameterVector(p if p.requires_grad else None for p in parameters)
+        if len(offset) != len(weights):
+            raise ValueError(f"an offset of {len(offset)} slots for {len(weights)} parameters")
+        with torch.no_grad():
+            if self._away and self._home is not None:
+                weights.copy_(self._home)
+            else:
+                if self._home is None or not _same_kind(self._home, weights):
+                    self._home = weights.map(torch.empty_like)
+                self._home.copy_(weights)
+                self._away = True
+            weights.add_(offset)
+        torch.clear_autocast_cache()  # it may hold casts of the weights where they were
+
+    def _go_home(self) -> None:
+        if self._away and self._home is not None:
+            pairs = zip(self.parameters, self._home, strict=True)
+            with torch.no_grad():
+                moved = ParameterVector(None if kept is None else p for p, kept in pairs)
+                moved.copy_(self._home)
+            self._away = False
+            torch.clear_autocast_cache()
+
+    # State
+
+    def _settled(self) -> tuple[dict[str, Any], Tensor]:
+        """The policy's state and the generator's, without a step that is still open."""
+        cycle = self._cycle
+        if cycle is not None and cycle.phase in ("running", "ready"):
+            return cycle.policy_before, cycle.draws_before
+        return self.policy.state_dict(), self._generator.get_state()
+
+    def _check_rule_state(self, rule: Mapping[str, Any]) -> None:
+        expected = {"rule", "options", "counts", "progress", "policy", "generator", "memory"}
+        _check_keys("rule state", rule, expected)
+        if rule["rule"] != type(self).__name__:
+            raise ValueError(
+                f"the saved state is {rule['rule']}'s, this optimizer is {type(self).__name__}"
+            )
+        _check_keys("rule options", rule["options"], set(self._option_names))
+        _check_keys("counts", rule["counts"], set(vars(self._counts)))
+        _check_keys("rule memory", rule["memory"], set(self.remembers))
+        for name, value in rule["memory"].items():
+            if isinstance(value, dict) and len(value["vector"]) != len(self.parameters):
+                raise ValueError(
+                    f"the saved {name!r} has {len(value['vector'])} tensors, this optimizer has "
+                    f"{len(self.parameters)} parameters"
+                )
+
+    def _alive(self, value: Any) -> Any:
+        """What `_plain` saved, on the parameters' devices again."""
+        if isinstance(value, Tensor):
+            return value.clone()
+        if isinstance(value, dict):
+            return ParameterVector(
+                None if tensor is None else tensor.to(parameter.device, copy=True)
+                for tensor, parameter in zip(value["vector"], self.parameters, strict=True)
+            )
+        return value
+
+    def _count(self, **spent: float) -> None:
+        now = self._counts
+        self._counts = replace(now, **{name: getattr(now, name) + n for name, n in spent.items()})
+
+    # Checks and small answers
+
+    def _checked(self, option: str, value: Any) -> Any:
+        entry = VARIANTS.get(self.name)
+        if entry is not None:
+            values = [value(0.0), value(1.0)] if isinstance(value, Schedule) else [value]
+            for one in values:
+                entry.option(option, self.name).check(option, one)
+        return value
+
+    def _check_composition(self) -> None:
+        rule = type(self).__name__
+        if self.policy.needs_gradient and not self.starts_clean:
+            raise ValueError(
+                f"{rule} has no clean evaluation, so the policy {self.policy.word!r} has no "
+                "gradient to read; use every-K, bernoulli-P, tail-F or coin"
+            )
+        changing = [
+            f"{name}={value!r}"
+            for name in self._option_names
+            if isinstance(value := getattr(self, name), Schedule) and not value.is_constant
+        ]
+        if self.policy.needs_end:
+            changing.append(f"the policy {self.policy.word!r}")
+        if changing and self.total_steps is None:
+            raise ValueError(
+                f"{rule} needs total_steps, because {', '.join(changing)} runs over the training; "
+                "pass total_steps=..., or total_steps=inf and assign optimizer.progress before "
+                "each step"
+            )
+        if self._ascent_scope == "local" and self.keeps_clean_gradient:
+            raise ValueError(
+                f"{rule} keeps the clean gradient, which ascent='local' leaves different on every "
+                "worker; use ascent='global'"
+            )
+        for group in self.param_groups:
+            if "rho" in group:
+                self._checked("rho", group["rho"])
+        half = {p.dtype for p in self.parameters} & {torch.float16, torch.bfloat16}
+        if half and self.moves_weights:
+            warnings.warn(
+                f"weights in {', '.join(sorted(map(str, half)))} are too coarse to follow a small "
+                "offset; keep them in float32 and compute under torch.autocast",
+                stacklevel=4,
+            )
+
+    def _running(self) -> _Cycle:
+        if self._cycle is None or self._cycle.phase != "running":
+            raise RuntimeError("only a rule inside a step may ask this")
+        return self._cycle
+
+    def _rows_of(self, cycle: _Cycle, request: Evaluate) -> int | None:
+        if request.all_rows:
+            return cycle.num_rows
+        if isinstance(request.rows, Tensor):
+            if request.rows.dtype == torch.bool or request.rows.ndim != 1:
+                raise TypeError("rows is a slice or a 1-dim tensor of indices, no mask")
+            if cycle.num_rows is None:
+                raise RuntimeError(self._needs_rows())
+            return request.rows.shape[0]
+        if cycle.num_rows is None:
+            raise RuntimeError(self._needs_rows())
+        return len(range(*request.rows.indices(cycle.num_rows)))
+
+    def _rho_of(self, group: Mapping[str, Any]) -> float:
+        own = group.get("rho")
+        return self._now(vars(self)["rho"] if own is None else own)
+
+    def _now(self, value: float | Schedule) -> float:
+        return value(self.progress) if isinstance(value, Schedule) else value
+
+
+def _check_base(base: Any) -> None:
+    if not isinstance(base, Optimizer):
+        raise TypeError(f"base must be a torch optimizer, got {type(base).__name__}")
+    if isinstance(base, SharpnessAware):
+        raise TypeError("base is sharpness-aware itself: give the rule the optimizer inside it")
+    if isinstance(base, torch.optim.LBFGS):
+        raise TypeError("LBFGS evaluates the loss itself, so it cannot be the base of a rule")
+
+
+def _check_keys(what: str, found: Mapping[str, Any], expected: set[str]) -> None:
+    missing, foreign = expected - set(found), set(found) - expected
+    if missing or foreign:
+        raise ValueError(f"{what}: missing {sorted(missing)}, unknown {sorted(foreign)}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ParameterVector):
+        return {"vector": list(value)}
+    return value.to_dict() if isinstance(value, Schedule) else value
+
+
+def _takes_request(closure: Callable[..., Any]) -> bool:
+    if hasattr(closure, "num_rows"):
+        return True
+    return any(
+        parameter.name == "request"
+        or (
+            parameter.default is parameter.empty
+            and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        )
+        for parameter in inspect.signature(closure).parameters.values()
+    )
+
+
+def _taken_gradient(parameters: Sequence[Tensor]) -> ParameterVector:
+    """The `.grad` of every parameter, not copied; `.grad` is cleared before the next pass."""
+    taken: list[Tensor | None] = []
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is not None:
+            if gradient.is_sparse:
+                raise RuntimeError("sparse gradients are not supported: use sparse=False")
+            if gradient._is_view():
+                # Somebody's buffer (DDP's gradient_as_bucket_view), which the next pass fills.
+                gradient = gradient.clone()
+            elif gradient.requires_grad:
+                gradient = gradient.detach()
+        taken.append(gradient)
+    if all(gradient is None for gradient in taken):
+        raise RuntimeError(
+            "no parameter has a gradient: the loop runs loss.backward() where "
+            f"request.gradient, and leaves .grad as it is:\n{LOOP}"
+        )
+    return ParameterVector(taken)
+
+
+def _unscale_(gradient: ParameterVector | None, loss: Tensor, scale: float) -> bool:
+    """Divides the gradient by the scale; whether it and the loss are finite."""
+    finite = torch.isfinite(loss).all()
+    if gradient is not None:
+        gradient.mul_(1.0 / scale)
+        for tensor in gradient:
+            if tensor is not None:
+                finite = finite.logical_and(torch.isfinite(tensor).all().to(finite.device))
+    return bool(finite)
+
+
+def _same_kind(home: ParameterVector, weights: ParameterVector) -> bool:
+    return len(home) == len(weights) and all(
+        (kept is None) == (weight is None)
+        and (
+            kept is None
+            or weight is None
+            or (kept.dtype == weight.dtype and kept.device == weight.device)
+        )
+        for kept, weight in zip(home, weights, strict=True)
+    )
+
+
+def _accelerators(parameters: Sequence[Tensor]) -> list[torch.device]:
+    devices = {parameter.device for parameter in parameters}
+    return sorted((d for d in devices if d.type not in ("cpu", "meta")), key=str)
+
+
+def _random_states(devices: Sequence[torch.device]) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    states += [torch.get_device_module(device).get_rng_state(device) for device in devices]
+    return states
+
+
+def _set_random_states(devices: Sequence[torch.device], states: Sequence[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for device, state in zip(devices, states[1:], strict=True):
+        torch.get_device_module(device).set_rng_state(state, device)
+
+
+def _world_size() -> int:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1
+
+
+def _average_(tensor: Tensor) -> None:
+    torch.distributed.all_reduce(tensor)
+    tensor.div_(_world_size())

@@ -1,0 +1,147 @@
+"""Curvature while training: signals for the adaptive threshold, lambda_max beside its edges.
+
+Everything is measured by the `landscape` package on fixed training samples, at the weights of the
+moment, in eval mode and without touching the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from landscape.curvature import Hessian
+from landscape.estimate import Cost
+from landscape.linalg import lanczos
+from landscape.objective import Objective
+from landscape.sharpness.measuring import measure
+
+# A Hessian-vector product by double backward: a forward and a backward, and backward through both.
+GRADIENTS_PER_PRODUCT = 3.0
+SIGNAL_TOLERANCE = 1e-2  # relative; the threshold's own noise is far larger
+SIGNAL_PROBES = 8  # of the trace; always the same ones, so that their error does not look like news
+PROBE_TOLERANCE = 1e-3
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One value of a signal and its price in gradients and forwards over the probe samples."""
+
+    value: float
+    gradients: float
+    forwards: float
+
+
+class CurvatureGauge:
+    """Measures one scalar of the landscape at a model's weights of the moment.
+
+        lambda-max      the largest eigenvalue of the Hessian, by Lanczos started from the
+                        eigenvector of the last measurement
+        trace           of the Hessian, by Hutchinson with the same probes each time
+        max-sharpness   max over ||e|| <= rho of L(w + e) - L(w), to first order in rho: the rise
+                        L(w + rho g/||g||) - L(w) after one step along the gradient, a lower bound
+
+    Args:
+        signal: one of the names above.
+        model: measured in place, never changed.
+        loss: mean loss of (outputs, targets), as it is trained.
+        batches: fixed pairs (inputs, targets).
+        rho: radius of max-sharpness, in parameter norm.
+        tolerance: relative, of lambda-max.
+        seed: of start vectors and probes.
+    """
+
+    def __init__(
+        self,
+        signal: str,
+        model: nn.Module,
+        loss: Loss,
+        batches: list[tuple[Tensor, Tensor]],
+        *,
+        rho: float = 0.05,
+        tolerance: float = SIGNAL_TOLERANCE,
+        seed: int = 0,
+    ) -> None:
+        self.signal = signal
+        self.rho = rho
+        self.tolerance = tolerance
+        self.seed = seed
+        self.eigenvector: Tensor | None = None
+        self.residual: float | None = None
+        self._model = model
+        self.objective = Objective(model, loss, batches)
+
+    @property
+    def theta(self) -> Tensor:
+        """The model's weights now, (P,), a copy."""
+        return self.objective.space.flatten(dict(self._model.named_parameters()))
+
+    def measure(self) -> Measurement:
+        """The signal at the weights of the moment, and what it took."""
+        theta = self.theta
+        if self.signal == "lambda-max":
+            value, cost = self._lambda_max(theta)
+        else:
+            word = {
+                "trace": f"trace:num_probes={SIGNAL_PROBES}",
+                "max-sharpness": f"sam:rho={self.rho!r}",
+            }[self.signal]
+            estimate = measure(word, self.objective, theta, seed=self.seed)
+            value, cost = estimate.value, estimate.cost
+        gradients = cost.gradients + GRADIENTS_PER_PRODUCT * cost.products
+        return Measurement(value, gradients, cost.forwards)
+
+    def _lambda_max(self, theta: Tensor) -> tuple[float, Cost]:
+        pairs = lanczos(
+            Hessian(self.objective, theta),
+            num_eigenpairs=1,
+            ends="top",
+            tolerance=self.tolerance,
+            seed=self.seed,
+            start=self.eigenvector,
+        )
+        self.eigenvector = pairs.vectors[:, 0].clone()
+        self.residual = float(pairs.residuals[0])
+        return float(pairs.values[0]), pairs.cost
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"eigenvector": self.eigenvector}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vector = state["eigenvector"]
+        self.eigenvector = None if vector is None else vector.to(self.objective.device)
+
+
+def gradient_edge(lr: float, *, momentum: float = 0.0, weight_decay: float = 0.0) -> float:
+    """The curvature above which SGD with heavy-ball momentum diverges on a quadratic.
+
+        lambda < 2 (1 + beta) / lr - weight_decay
+
+    Decay adds its number to every eigenvalue that the iteration sees. Units: loss / parameter^2.
+    Source: variants.md 13.1; 2/lr without momentum and decay.
+    """
+    return 2 * (1 + momentum) / lr - weight_decay
+
+
+def sam_edge(edge: float, *, rho: float, gradient_norm: float | None) -> float:
+    """The edge of SAM, where the edge without a perturbation is `edge`: never above it.
+
+        lambda (1 + rho lambda / ||g||) = edge    normalised, ||g|| at the weights
+        lambda (1 + rho lambda)         = edge    un-normalised (gradient_norm None)
+
+    The positive root. With edge = 2/lr the first is Long and Bartlett 2309.12488, and holds for
+    full-batch gradient descent without momentum alone; the second is Agarwala and Dauphin
+    2302.08692, and holds with momentum and decay too.
+    """
+    if edge <= 0:
+        return edge
+    if gradient_norm == 0:
+        return 0.0
+    radius = rho if gradient_norm is None else rho / gradient_norm
+    # the root of a x^2 + x = edge, written so that a -> 0 gives edge and not 0 / 0
+    return 2 * edge / (1 + math.sqrt(1 + 4 * radius * edge))
