@@ -17,7 +17,7 @@ venv: .venv/.installed
 	@touch $@
 
 demo: .venv/.installed
-	$(BIN)/landscape-train --config examples/demo.toml
+	$(BIN)/landscape-train --config examples/demo.toml --resume
 	$(BIN)/landscape-probe --quick runs/demo
 
 test: .venv/.installed-test

@@ -1,0 +1,426 @@
+"""landscape-probe: how flat the minima of given checkpoints are, from one command to a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from landscape.checkpoints import CheckpointError, find_checkpoints
+from landscape.findings import Findings, load_findings, save_findings
+from landscape.plan import DIRECTIONS, MATRICES, ProbePlan
+from landscape.table import Choice, Range
+
+from .arguments import (
+    BAD_INPUT,
+    DONE,
+    NUMERICAL,
+    PARTIAL,
+    USAGE,
+    Argument,
+    CommandError,
+    Settings,
+    Switch,
+    Text,
+    Words,
+    read_arguments,
+    run_command,
+    to_toml,
+    usage_errors,
+)
+
+PROG = "landscape-probe"
+QUICK_SAMPLES = 1000
+DEFAULT_SAMPLES = 4000
+
+_COUNT = Range(0, math.inf, None, integer=True, optional=True)
+_POSITIVE = Range(0, math.inf, None, open_low=True, optional=True)
+_SPECTRUM, _PLANE, _SHARPNESS = "spectrum", "slices and plane", "sharpness"
+_INPUT, _RUN = "checkpoints and data", "running and writing"
+
+
+def _word(choices: Sequence[Any]) -> Choice:
+    return Choice((None, *choices), None)
+
+
+ARGUMENTS = (
+    Argument("checkpoint", Text(), "a checkpoint file, a run's folder, or a folder of runs",
+             _INPUT, positional=True, metavar="CHECKPOINT"),
+    Argument("model", Text(), "network of a plain state dict (--list models)", _INPUT),
+    Argument("model-arg", Text(), "option of the network, name=value; may be repeated", _INPUT,
+             repeated=True, metavar="K=V"),
+    Argument("data", Text(), "data to probe on, in place of the recipe's (--list tasks)", _INPUT),
+    Argument("data-dir", Text(), "folder with the data's files", _INPUT, metavar="DIR"),
+    Argument("allow-code", Switch(), "run the FILE.py named by --model or --data", _INPUT),
+    Argument("allow-nonfinite", Switch(), "let weights in that are nan or inf", _INPUT),
+    Argument("split", Choice(("train", "test"), "train"), "which samples are probed", _INPUT),
+    Argument("max-samples", Range(1, math.inf, None, integer=True, optional=True),
+             f"probe so many fixed samples (default {DEFAULT_SAMPLES}; --quick {QUICK_SAMPLES}; "
+             "--thorough all)", _INPUT, metavar="N"),
+    Argument("batch-size", Range(1, math.inf, 500, integer=True), "samples of a batch", _INPUT),
+    Argument("quick", Switch(), "small budgets: seconds a checkpoint on a small net", _RUN,
+             exclusive="preset"),
+    Argument("thorough", Switch(), "all the data, every plane point evaluated", _RUN,
+             exclusive="preset"),
+    Argument("params", Words(), "globs of the parameters that move (default all)", _SPECTRUM,
+             metavar="GLOB"),
+    Argument("eigenvalues", _COUNT, "eigenpairs at each end; 0: none", _SPECTRUM, metavar="K"),
+    Argument("ends", _word(("top", "bottom", "both")), "of the spectrum", _SPECTRUM,
+             metavar="top|bottom|both"),
+    Argument("tolerance", Range(0, 1, None, open_low=True, optional=True),
+             "relative, of each eigenvalue", _SPECTRUM),
+    Argument("matrix", _word(MATRICES), "whose spectrum", _SPECTRUM, metavar="|".join(MATRICES)),
+    Argument("trace-probes", _COUNT, "products of the trace; 0: none", _SPECTRUM, metavar="N"),
+    Argument("density-runs", _COUNT, "Lanczos runs of the density; 0: none", _SPECTRUM,
+             metavar="N"),
+    Argument("density-steps", Range(2, math.inf, None, integer=True, optional=True),
+             "Lanczos steps a run", _SPECTRUM, metavar="N"),
+    Argument("second-opinion", Switch(), "PyHessian's numbers beside ours", _SPECTRUM),
+    Argument("surface", _COUNT, "points of each axis of the plane; 0: none", _PLANE, metavar="N"),
+    Argument("line", _COUNT, "points of each slice; 0: none", _PLANE, metavar="N"),
+    Argument("range", _POSITIVE, "half-length of the axes in units of the directions", _PLANE),
+    Argument("directions", _word(DIRECTIONS), "of the plane", _PLANE,
+             metavar="|".join(DIRECTIONS)),
+    Argument("exact", Switch(), "evaluate every point of the plane", _PLANE),
+    Argument("metrics", Words(), "measures, each NAME[:option=value...] (--list metrics)",
+             _SHARPNESS),
+    Argument("rho", Range(0, math.inf, None, optional=True), "radius of the measures", _SHARPNESS),
+    Argument("batch-norm", Choice(("eval", "batch"), "eval"),
+             "running statistics, or those of each batch", _SHARPNESS),
+    Argument("dtype", _word(("float32", "float64")), "of the arithmetic", _SHARPNESS,
+             metavar="float32|float64"),
+    Argument("fix-seeds", Switch(), "seed a model that draws random numbers", _SHARPNESS),
+    Argument("seed", Range(0, math.inf, 0, integer=True), "of every random draw", _RUN),
+    Argument("time-budget", Text(), "stop after 90s, 10m or 1h with what is measured", _RUN,
+             metavar="TIME"),
+    Argument("device", Text("cpu"), "torch device", _RUN),
+    Argument("out", Text(), "result folder (default: probe/ in the run's folder)", _RUN,
+             in_config=False, metavar="DIR"),
+    Argument("overwrite", Switch(), "replace the result in the folder", _RUN, in_config=False),
+    Argument("report-only", Text(), "redraw the report of a result folder, compute nothing", _RUN,
+             in_config=False, metavar="DIR"),
+    Argument("config", Text(), "TOML file with these options", _RUN, in_config=False,
+             metavar="FILE"),
+    Argument("print-config", Switch(), "print the options as TOML and stop", _RUN,
+             in_config=False),
+    Argument("dry-run", Switch(), "print what would be measured and stop", _RUN, in_config=False),
+    Argument("json", Switch(), "print the result as one JSON object", _RUN, in_config=False),
+    Argument("quiet", Switch(), "no progress bars", _RUN, in_config=False),
+    Argument("list", _word(("metrics", "models", "tasks")), "list names and stop", _RUN,
+             in_config=False, metavar="metrics|models|tasks"),
+    Argument("version", Switch(), "print the version and stop", _RUN, in_config=False),
+    Argument("debug", Switch(), "show where an error was raised", _RUN, in_config=False),
+)  # fmt: skip
+
+# The plan's fields and the arguments that set them, where the two are named differently.
+_PLAN_KEYS = {"parameters": "params"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run_command(_main, argv, prog=PROG)
+
+
+def _main(argv: Sequence[str]) -> int:
+    settings = read_arguments(
+        ARGUMENTS,
+        argv,
+        prog=PROG,
+        description="Measure how flat the minima of checkpoints are, each number with its error.",
+        epilog="example: landscape-probe runs/demo --quick",
+    )
+    if settings["version"]:
+        from landscape import __version__
+
+        print(f"{PROG} {__version__}")
+        return DONE
+    if settings["list"]:
+        return _list(settings["list"])
+    if settings["report_only"]:
+        return _redraw(Path(settings["report_only"]))
+    with usage_errors():
+        plan = plan_of(settings)
+        deadline = _deadline(settings["time_budget"])
+        model_args = dict(_pair(word) for word in settings["model_arg"])
+    if settings["print_config"]:
+        print(to_toml(_config(settings)), end="")
+        return DONE
+    if not settings["checkpoint"]:
+        raise CommandError(USAGE, "name a checkpoint, a run's folder or a folder of runs")
+    try:
+        paths = [path for word in settings["checkpoint"] for path in find_checkpoints(word)]
+    except CheckpointError as error:
+        raise CommandError(BAD_INPUT, str(error)) from error
+    out = _out_folder(settings, paths)
+    if settings["dry_run"]:
+        return _print_plan(plan, paths, out, _num_samples(settings))
+    finished = None if settings["overwrite"] else _finished(out, plan, settings, paths)
+    if finished is not None:
+        return _answer(finished, out, settings)
+    return _probe(plan, paths, out, settings, model_args, deadline, argv)
+
+
+def plan_of(settings: Settings) -> ProbePlan:
+    """The preset's plan with what was asked for in its place."""
+    changes: dict[str, Any] = {}
+    for item in dataclasses.fields(ProbePlan):
+        key = _PLAN_KEYS.get(item.name, item.name)
+        if key in settings.given and key in settings.values and settings[key] not in (None, ()):
+            changes[item.name] = settings[key]
+    if settings["quick"]:
+        return ProbePlan.quick_look(**{**changes, "quick": True})
+    if settings["thorough"]:
+        changes.setdefault("exact", True)
+        changes.setdefault("trace_probes", 256)
+    return ProbePlan(**changes)
+
+
+def _num_samples(settings: Settings) -> int | None:
+    if settings["max_samples"] is not None:
+        return int(settings["max_samples"])
+    if settings["thorough"]:
+        return None
+    return QUICK_SAMPLES if settings["quick"] else DEFAULT_SAMPLES
+
+
+def _probe(
+    plan: ProbePlan,
+    paths: Sequence[Path],
+    out: Path,
+    settings: Settings,
+    model_args: Mapping[str, str],
+    deadline: float,
+    argv: Sequence[str],
+) -> int:
+    from landscape.probing import probe_all
+
+    from .subjects import Request, build_subjects, read_all, training_section
+
+    request = Request(
+        model=settings["model"],
+        model_args=model_args,
+        data=settings["data"],
+        split=settings["split"],
+        max_samples=_num_samples(settings),
+        batch_size=settings["batch_size"],
+        seed=settings["seed"],
+        device=settings["device"],
+        data_dir=settings["data_dir"],
+        allow_code=settings["allow_code"],
+        allow_nonfinite=settings["allow_nonfinite"],
+    )
+    checkpoints = read_all(paths)
+    subjects = build_subjects(checkpoints, request)
+    bars = _Bars(quiet=settings["quiet"], deadline=deadline)
+    try:
+        findings = probe_all(
+            subjects, plan=plan, progress=bars, command=" ".join([PROG, *argv]), title=_title(paths)
+        )
+    except FloatingPointError as error:
+        raise CommandError(NUMERICAL, str(error)) from error
+    except ValueError as error:
+        raise CommandError(BAD_INPUT, str(error)) from error
+    finally:
+        bars.close()
+    findings.document["request"] = _request_of(settings)
+    findings.document["training"] = training_section(checkpoints)
+    _write(findings, out, overwrite=settings["overwrite"])
+    return _answer(findings, out, settings)
+
+
+class _Bars:
+    """Progress on stderr, one bar at a time, and the end of the time budget."""
+
+    def __init__(self, *, quiet: bool, deadline: float) -> None:
+        self._deadline = deadline
+        self._shown = not quiet and sys.stderr.isatty()
+        self._bar: Any = None
+        self._what = ""
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        from landscape.probing import BudgetSpent
+
+        if time.monotonic() > self._deadline:
+            raise BudgetSpent
+        if not self._shown:
+            return
+        if what != self._what:
+            from tqdm import tqdm
+
+            self.close()
+            self._bar, self._what = tqdm(desc=what, total=total, leave=False), what
+        self._bar.total = total
+        self._bar.n = done
+        self._bar.refresh()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _write(findings: Findings, out: Path, *, overwrite: bool) -> None:
+    try:
+        save_findings(findings, out, overwrite=overwrite)
+    except ValueError as error:
+        raise CommandError(USAGE, str(error)) from error
+    _draw(findings, out)
+
+
+def _draw(findings: Findings, out: Path) -> None:
+    from landscape.report import write_figures, write_report
+
+    write_report(findings, out / "report.html")
+    write_figures(findings, out / "figures")
+
+
+def _redraw(folder: Path) -> int:
+    try:
+        findings = load_findings(folder)
+    except ValueError as error:
+        raise CommandError(BAD_INPUT, str(error)) from error
+    _draw(findings, folder)
+    print(folder / "report.html")
+    return DONE
+
+
+def _answer(findings: Findings, out: Path, settings: Settings) -> int:
+    """Prints the table (or the document) and returns the exit code."""
+    if settings["json"]:
+        print(findings.to_json())
+    else:
+        from landscape.report.terminal import terminal_table
+
+        print(terminal_table(findings))
+        for warning in dict.fromkeys(_warnings(findings)):
+            print(f"warning: {warning}", file=sys.stderr)
+        print(f"report: {out / 'report.html'}")
+    return DONE if findings.document["complete"] else PARTIAL
+
+
+def _warnings(findings: Findings) -> list[str]:
+    found = list(findings.document["warnings"])
+    for checkpoint in findings.checkpoints:
+        found += [f"{checkpoint['label']}: {warning}" for warning in checkpoint["warnings"]]
+    return found
+
+
+def _finished(
+    out: Path, plan: ProbePlan, settings: Settings, paths: Sequence[Path]
+) -> Findings | None:
+    """The findings that lie in the folder, where they answer this very question; else None.
+
+    Raises:
+        CommandError: exit code 2: they answer another question, and would be overwritten.
+    """
+    if not (out / "result.json").exists():
+        return None
+    try:
+        findings = load_findings(out)
+    except ValueError as error:
+        raise CommandError(
+            BAD_INPUT, f"{error}; choose another folder with --out, or --overwrite"
+        ) from error
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    measured = [c["provenance"]["checkpoint_sha256"] for c in findings.checkpoints]
+    document = findings.document
+    same = (
+        measured == hashes
+        and document["complete"]
+        and document["settings"] == _as_read_back(dataclasses.asdict(plan))
+        and document.get("request") == _as_read_back(_request_of(settings))
+    )
+    if not same:
+        kind = "another" if document["complete"] else "a partial"
+        raise CommandError(
+            USAGE,
+            f"{out} holds {kind} result: choose another folder with --out, or --overwrite",
+        )
+    return findings
+
+
+def _request_of(settings: Settings) -> dict[str, Any]:
+    """What decides the data, beside the plan."""
+    names = ("model", "model_arg", "data", "split", "batch_size")
+    return _as_read_back(
+        {name: settings[name] for name in names} | {"max_samples": _num_samples(settings)}
+    )
+
+
+def _as_read_back(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def _out_folder(settings: Settings, paths: Sequence[Path]) -> Path:
+    """--out, or probe/ beside what was named: in a run's folder, or in the folder of runs."""
+    if settings["out"] is not None:
+        return Path(settings["out"])
+    if len(paths) == 1 and len(settings["checkpoint"]) == 1:
+        return paths[0].parent / "probe"
+    folders = {path.parent.parent for path in paths}
+    if len(folders) > 1:
+        raise CommandError(USAGE, "the checkpoints lie in several folders: say where with --out")
+    return folders.pop() / "probe"
+
+
+def _title(paths: Sequence[Path]) -> str:
+    if len(paths) == 1:
+        return paths[0].parent.name or paths[0].name
+    return f"{paths[0].parent.parent.name or 'runs'}: {len(paths)} checkpoints"
+
+
+def _config(settings: Settings) -> dict[str, Any]:
+    """The options as a TOML file may hold them."""
+    keys = [argument.key for argument in ARGUMENTS if argument.in_config]
+    return {key: settings[key] for key in keys if settings[key] not in (None, (), False)}
+
+
+def _print_plan(plan: ProbePlan, paths: Sequence[Path], out: Path, num_samples: int | None) -> int:
+    products = plan.trace_probes + plan.density_runs * plan.density_steps
+    samples = "all samples" if num_samples is None else f"at most {num_samples} samples"
+    print(f"would probe {len(paths)} checkpoints on {samples} into {out}:")
+    for path in paths:
+        print(f"  {path}")
+    print(f"trace and density: {products} matrix-vector products")
+    print(f"eigenvalues: {plan.eigenvalues} at {plan.ends}, products by need to {plan.tolerance:g}")
+    points = plan.surface**2
+    print(f"plane: {points} points at most, directions {plan.directions}; slices: {2 * plan.line}")
+    print(f"sharpness: {', '.join(spec.label for spec in plan.specs)}")
+    return DONE
+
+
+def _list(what: str) -> int:
+    from landscape.sharpness import METRICS
+    from sam_variants.tasks import MODELS, TASKS
+
+    table = {"metrics": METRICS, "models": MODELS, "tasks": TASKS}[what]
+    width = max(map(len, table))
+    for name, entry in table.items():
+        print(f"{name.ljust(width)}  {entry.summary}")
+    return DONE
+
+
+def _deadline(budget: str | None) -> float:
+    if budget is None:
+        return math.inf
+    number, unit = budget[:-1], budget[-1:]
+    seconds = {"s": 1, "m": 60, "h": 3600}.get(unit)
+    if seconds is None or not number.replace(".", "", 1).isdigit():
+        raise ValueError(f"--time-budget must be as 90s, 10m or 1h, got {budget!r}")
+    return time.monotonic() + float(number) * seconds
+
+
+def _pair(word: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not equals or not name:
+        raise ValueError(f"--model-arg must be name=value, got {word!r}")
+    return name, value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

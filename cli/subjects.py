@@ -1,0 +1,202 @@
+"""From checkpoint files to what `probe_all` takes: weights in their models, data, losses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from landscape.checkpoints import Checkpoint, CheckpointError, load_weights, read_checkpoint
+from landscape.probing import Subject
+from sam_variants.tasks import Split, Task, build_model, build_task
+from sam_variants.training.evaluation import fixed_rows
+
+from .arguments import BAD_INPUT, NUMERICAL, USAGE, CommandError
+
+_TEST_BATCH = 2000
+
+
+@dataclass(frozen=True)
+class Request:
+    """How the checkpoints are to be read and which data they are set against.
+
+    Attributes:
+        model, data: words of MODELS and TASKS; None: what the checkpoint's recipe says.
+        model_args: options of the model.
+        split: "train" or "test": what is probed.
+        max_samples: at most so many of its samples, always the same ones; None: all.
+        batch_size: samples of a batch.
+        seed: of the choice of samples.
+        device: torch device.
+        data_dir, allow_code: as `build_task` takes them.
+        allow_nonfinite: weights that are nan or inf are let in.
+    """
+
+    model: str | None
+    model_args: Mapping[str, str]
+    data: str | None
+    split: str
+    max_samples: int | None
+    batch_size: int
+    seed: int
+    device: str
+    data_dir: str | None
+    allow_code: bool
+    allow_nonfinite: bool
+
+
+def build_subjects(checkpoints: Sequence[Checkpoint], request: Request) -> list[Subject]:
+    """One subject a checkpoint, all of them on the same data.
+
+    Raises:
+        CommandError: exit code 2 where an option is missing or wrong, 3 where a file, user code or
+            data are bad, 4 where weights are not finite.
+    """
+    words = [_Words.of(checkpoint, request) for checkpoint in checkpoints]
+    data = {word.data: checkpoint.path for word, checkpoint in zip(words, checkpoints, strict=True)}
+    if len(data) > 1:
+        first, second = list(data.values())[:2]
+        raise CommandError(
+            USAGE,
+            f"{first} and {second} were trained on different data, so their numbers do not "
+            "compare: probe them apart, or give the data for both with --data",
+        )
+    try:
+        task = build_task(
+            words[0].task, allow_code=request.allow_code, **dict(words[0].task_options)
+        )
+    except (ValueError, OSError) as error:
+        raise CommandError(BAD_INPUT, str(error)) from error
+    return [
+        _subject(checkpoint, word, task, request)
+        for checkpoint, word in zip(checkpoints, words, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The words that rebuild a checkpoint's model and data."""
+
+    model: str
+    task: str
+    task_options: tuple[tuple[str, Any], ...]
+    label_smoothing: float
+
+    @property
+    def data(self) -> tuple[Any, ...]:
+        return self.task, self.task_options
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, request: Request) -> _Words:
+        recipe = checkpoint.recipe or {}
+        model = request.model or recipe.get("model")
+        task = request.data or recipe.get("task")
+        for word, option, meant in ((model, "--model", "network"), (task, "--data", "data")):
+            if word is None:
+                raise CommandError(
+                    USAGE,
+                    f"{checkpoint.path} is a plain state dict and does not say which {meant} it "
+                    f"belongs to: give {option} (`--list` shows the names; a function of yours is "
+                    "package.module:factory)",
+                )
+        names = ("data_seed", "test_size", "label_noise", "validation", "data_dir")
+        options = {} if request.data else {n: recipe[n] for n in names if recipe.get(n) is not None}
+        if request.data_dir is not None:
+            options["data_dir"] = request.data_dir
+        return cls(
+            str(model), str(task), tuple(options.items()), float(recipe.get("label_smoothing", 0.0))
+        )
+
+
+def read_all(paths: Sequence[Path]) -> list[Checkpoint]:
+    """The checkpoints in these files; CommandError with exit code 3 where one cannot be read."""
+    try:
+        return [read_checkpoint(path) for path in paths]
+    except (CheckpointError, OSError) as error:
+        raise CommandError(BAD_INPUT, str(error)) from error
+
+
+def training_section(checkpoints: Sequence[Checkpoint]) -> dict[str, Any] | None:
+    """How the checkpoints were trained, for the report: their histories, and their comparison."""
+    own = [checkpoint for checkpoint in checkpoints if checkpoint.run and checkpoint.history]
+    if not own:
+        return None
+    runs = [
+        {
+            "id": f"r{index}",
+            "name": Path(checkpoint.path).parent.name,
+            "variant": (checkpoint.run or {}).get("label"),
+            "seed": (checkpoint.run or {}).get("seed"),
+            "history": checkpoint.history,
+        }
+        for index, checkpoint in enumerate(own)
+    ]
+    studies = {Path(checkpoint.path).parent.parent for checkpoint in own}
+    recipe = own[0].recipe or {}
+    return {
+        "runs": runs,
+        "comparison": _comparison(studies.pop()) if len(studies) == 1 else None,
+        "task": recipe.get("task"),
+        "model": recipe.get("model"),
+        "num_parameters": own[0].history[-1].get("num_parameters"),
+    }
+
+
+def _comparison(folder: Path) -> dict[str, Any] | None:
+    """The study's comparison.json; a folder without a readable one has none."""
+    try:
+        content = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _subject(checkpoint: Checkpoint, words: _Words, task: Task, request: Request) -> Subject:
+    run = checkpoint.run or {}
+    seed = run.get("seed")
+    try:
+        model = build_model(
+            words.model,
+            task,
+            seed=0,
+            allow_code=request.allow_code,
+            **dict(request.model_args),
+        )
+        report = load_weights(model, checkpoint, allow_nonfinite=request.allow_nonfinite)
+    except FloatingPointError as error:
+        raise CommandError(NUMERICAL, str(error)) from error
+    except (ValueError, OSError) as error:
+        raise CommandError(BAD_INPUT, str(error)) from error
+    probed = getattr(task, request.split)
+    rows = fixed_rows(request.max_samples or len(probed), len(probed), seed=request.seed)
+    chosen = Split(probed.inputs[rows], probed.targets[rows])
+    model.to(request.device)
+    label = str(run.get("label") or Path(checkpoint.path).stem)
+    return Subject(
+        model=model,
+        loss=partial(task.loss, label_smoothing=words.label_smoothing),
+        batches=chosen.batches(request.batch_size),
+        label=label if seed is None else f"{label} seed {seed}",
+        method=label,
+        seed=seed,
+        test_batches=task.test.batches(_TEST_BATCH) if request.split == "train" else None,
+        data={
+            "description": task.description,
+            "split": request.split,
+            "num_samples": len(chosen),
+            "num_samples_total": len(probed),
+            "num_terms": chosen.targets.numel(),
+            "sha256": task.sha256,
+            "loss": "mean cross-entropy in nats"
+            + (f", label smoothing {words.label_smoothing:g}" if words.label_smoothing else "")
+            + "; weight decay is not in it",
+        },
+        checkpoint={
+            "path": checkpoint.path,
+            "sha256": checkpoint.sha256,
+            "load_report": report.to_dict(),
+        },
+    )

@@ -1,0 +1,239 @@
+"""Curves over training: losses, accuracies, curvature with its edges, the switching signal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from landscape.findings import Findings
+from landscape.report import theme
+from landscape.report.available import has_history
+from landscape.report.drawing import LOSS, Figure, figure_of, rounded, rounded_number, trace
+from landscape.report.text import in_plotly
+
+TRAINING: dict[str, dict[str, Any]] = {
+    "loss": {"key": "train_loss", "second": "test_loss", "x": "epoch", "title": LOSS, "log": True},
+    "accuracy": {
+        "key": "test_accuracy",
+        "x": "epoch",
+        "title": "test accuracy (%)",
+        "percent": True,
+    },
+    "curvature": {"key": "lambda_max", "x": "epoch", "title": "λ<sub>max</sub>"},
+    "share": {
+        "key": "perturbed_share",
+        "x": "epoch",
+        "title": "perturbed steps so far (%)",
+        "percent": True,
+    },
+    "gradients": {"key": "gradients", "x": "epoch", "title": "gradients spent"},
+    "by-gradients": {
+        "key": "test_accuracy",
+        "x": "gradients",
+        "title": "test accuracy (%)",
+        "percent": True,
+    },
+    "by-seconds": {
+        "key": "test_accuracy",
+        "x": "seconds",
+        "title": "test accuracy (%)",
+        "percent": True,
+    },
+}
+
+_X_TITLES = {"epoch": "epoch", "gradients": "gradients spent", "seconds": "wall time (s)"}
+
+
+def drawable(findings: Findings) -> list[str]:
+    """The names of `TRAINING` for which the runs have data."""
+    return [
+        name
+        for name, plan in TRAINING.items()
+        if has_history(findings, plan["key"]) and has_history(findings, plan["x"])
+    ]
+
+
+def training(findings: Findings, name: str) -> Figure:
+    """One quantity over training: each seed thin, each variant's mean over seeds strong."""
+    plan = TRAINING[name]
+    traces = _curves(findings, plan, plan["key"])
+    if plan.get("second"):
+        traces += _curves(findings, plan, plan["second"], dash="dot")
+    if name == "curvature":
+        traces += _edges(findings)
+    figure = figure_of(traces, height=300)
+    yaxis: dict[str, Any] = {"title": {"text": plan["title"]}}
+    if plan.get("log"):
+        yaxis.update(type="log", dtick="D2")
+    if name == "curvature":
+        top = [v for run in findings.runs for v in _column(run, "lambda_max") if v is not None]
+        # The edge 2/lr goes to infinity as the rate decays; the axis stays with what was measured.
+        yaxis["range"] = [0, rounded_number(2.2 * max(top), 3)]
+    figure["layout"].update(xaxis={"title": {"text": _X_TITLES[plan["x"]]}}, yaxis=yaxis)
+    return figure
+
+
+def _curves(
+    findings: Findings, plan: Mapping[str, Any], key: str, *, dash: str | None = None
+) -> list[Any]:
+    styles = theme.styles_of(findings)
+    factor = 100.0 if plan.get("percent") else 1.0
+    traces: list[Any] = []
+    for variant, runs in _by_variant(findings).items():
+        columns = []
+        name = in_plotly(variant) + (" test" if dash else "")
+        style = styles[str(runs[0]["id"])]
+        for run in runs:
+            pairs = zip(_column(run, plan["x"]), _column(run, key), strict=True)
+            points = [(x, factor * y) for x, y in pairs if x is not None and y is not None]
+            if points:
+                columns.append((run, points))
+        several = len(columns) > 1
+        for run, points in columns:
+            traces.append(
+                trace(
+                    "scatter",
+                    x=rounded([x for x, _ in points]),
+                    y=rounded([y for _, y in points]),
+                    mode="lines",
+                    line={
+                        "color": theme.translucent(style.color, 0.35) if several else style.color,
+                        "width": 1 if several else 2.2,
+                        "dash": dash or style.dash,
+                    },
+                    name=in_plotly(run.get("name") or run["id"]) if several else name,
+                    legendgroup=in_plotly(variant),
+                    showlegend=not several,
+                    hoverinfo="skip" if several else None,
+                )
+            )
+        lengths = {len(points) for _, points in columns}
+        if several and len(lengths) == 1:
+            mean = np.mean([points for _, points in columns], axis=0)
+            traces.append(
+                trace(
+                    "scatter",
+                    x=rounded(mean[:, 0]),
+                    y=rounded(mean[:, 1]),
+                    mode="lines",
+                    line={"color": style.color, "width": 2.4, "dash": dash or style.dash},
+                    name=name,
+                    legendgroup=in_plotly(variant),
+                    hovertemplate="%{y:.4~g}",
+                )
+            )
+    return traces
+
+
+def _edges(findings: Findings) -> list[Any]:
+    """The edge of stability 2/lr, once where all runs share it, and each variant's SAM edge."""
+    styles = theme.styles_of(findings)
+    traces: list[Any] = []
+    seen: set[tuple[Any, ...]] = set()
+    for variant, runs in _by_variant(findings).items():
+        style = styles[str(runs[0]["id"])]
+        for key, name, dash, color in (
+            ("edge", "2/lr edge", "dash", "#8a8f98"),
+            ("sam_edge", f"SAM edge, {in_plotly(variant)}", "dot", style.color),
+        ):
+            x, y = _column(runs[0], "epoch"), _column(runs[0], key)
+            line = tuple(y)
+            if all(value is None for value in y) or (key == "edge" and line in seen):
+                continue
+            seen.add(line)
+            heuristic = key == "sam_edge" and any(_column(runs[0], "sam_edge_heuristic"))
+            traces.append(
+                trace(
+                    "scatter",
+                    x=x,
+                    y=[None if value is None else rounded_number(value) for value in y],
+                    mode="lines",
+                    line={"color": color, "dash": dash, "width": 1.3},
+                    name=name + (" (heuristic)" if heuristic else ""),
+                    hovertemplate="%{y:.4~g}",
+                )
+            )
+    return traces
+
+
+def switching_signal(findings: Findings, variant: str) -> Figure:
+    """The signal of an adaptive policy with its running mean and threshold, over its share.
+
+    The strong curve is the first seed; mean and threshold belong to it.
+    """
+    runs = [run for run in findings.runs if theme.method_of(run) == variant]
+    style = theme.styles_of(findings)[str(runs[0]["id"])]
+    traces: list[Any] = []
+    for i, run in enumerate(runs):
+        epochs = _column(run, "epoch")
+        pale = theme.translucent(style.color, 0.3)
+        traces.append(
+            trace(
+                "scatter",
+                x=epochs,
+                y=rounded(_column(run, "signal")),
+                mode="lines",
+                line={"color": pale if i else style.color, "width": 1 if i else 2},
+                name="signal",
+                showlegend=i == 0,
+                hovertemplate="signal %{y:.4~g}<extra></extra>",
+            )
+        )
+        if i == 0:
+            for key, name, dash in (
+                ("signal_mean", "running mean", "dash"),
+                ("threshold", "threshold", "dot"),
+            ):
+                column = _column(run, key)
+                if any(value is not None for value in column):
+                    traces.append(
+                        trace(
+                            "scatter",
+                            x=epochs,
+                            y=rounded(column),
+                            mode="lines",
+                            line={"color": "#8a8f98", "width": 1.6, "dash": dash},
+                            name=name,
+                            hovertemplate=name + " %{y:.4~g}<extra></extra>",
+                        )
+                    )
+        traces.append(
+            trace(
+                "scatter",
+                x=epochs,
+                y=rounded(
+                    [None if v is None else 100 * v for v in _column(run, "perturbed_share")]
+                ),
+                yaxis="y2",
+                mode="lines",
+                line={"color": pale if i else style.color, "width": 1 if i else 2},
+                name="perturbed share",
+                showlegend=False,
+                hovertemplate="%{y:.3~g} % of steps perturbed<extra></extra>",
+            )
+        )
+    figure = figure_of(traces, height=340)
+    figure["layout"].update(
+        xaxis={"title": {"text": "epoch"}, "anchor": "y2"},
+        yaxis={"domain": [0.42, 1], "title": {"text": "signal"}, "anchor": "x"},
+        yaxis2={
+            "domain": [0, 0.34],
+            "title": {"text": "perturbed (%)"},
+            "anchor": "x",
+            "range": [0, 104],
+        },
+    )
+    return figure
+
+
+def _by_variant(findings: Findings) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in findings.runs:
+        groups.setdefault(theme.method_of(run), []).append(run)
+    return groups
+
+
+def _column(run: Mapping[str, Any], key: str) -> list[Any]:
+    return [line.get(key) for line in run["history"]]

@@ -1,0 +1,153 @@
+"""Measure: what a number of a checkpoint is called, which way is better, and where it stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from landscape.comparing import generalisation_gap
+from landscape.findings import Findings
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One column of the comparison.
+
+    Attributes:
+        name: the key in the findings, as "lambda-max" or "worst-case:rho=0.1".
+        title: plain text for headings and axes.
+        better: "lower", "higher", or None where neither is better.
+        percent: a share of one, shown in per cent.
+        curvature: says how flat a minimum is, so its best value is called the flattest.
+    """
+
+    name: str
+    title: str
+    better: str | None = None
+    percent: bool = False
+    curvature: bool = False
+
+    @property
+    def best(self) -> str:
+        """The word beside the best value of a column."""
+        return "flattest" if self.curvature else "best"
+
+
+_KNOWN = {
+    measure.name: measure
+    for measure in (
+        Measure("loss", "training loss", "lower"),
+        Measure("train-loss", "training loss", "lower"),
+        Measure("accuracy", "training accuracy", "higher", percent=True),
+        Measure("train-accuracy", "training accuracy", "higher", percent=True),
+        Measure("test-loss", "test loss", "lower"),
+        Measure("test-accuracy", "test accuracy", "higher", percent=True),
+        Measure("validation-accuracy", "validation accuracy", "higher", percent=True),
+        Measure("validation-loss", "validation loss", "lower"),
+        Measure("best-test-accuracy", "best.pt test accuracy", "higher", percent=True),
+        Measure("best-test-loss", "best.pt test loss", "lower"),
+        Measure("gradient-norm", "‖g‖"),
+        Measure("parameter-norm", "‖θ‖"),
+        Measure("lambda-max", "λmax", "lower", curvature=True),
+        Measure("lambda-min", "λmin"),
+        Measure("trace", "tr H", "lower", curvature=True),
+        Measure("spectral-norm", "‖H‖", "lower", curvature=True),
+        Measure("negative-mass", "mass below zero", None, percent=True),
+        Measure("perturbed-share", "perturbed steps", None, percent=True),
+        Measure("gradients", "gradients spent"),
+        Measure("forwards", "forward passes spent"),
+        Measure("seconds", "seconds"),
+    )
+}
+
+_SHARPNESS = {
+    "sam": "SAM sharpness",
+    "worst-case": "worst case",
+    "min-sharpness": "min-sharpness",
+    "average-case": "average case",
+    "adaptive-worst-case": "adaptive worst case",
+    "adaptive-average-case": "adaptive average case",
+    "m-sharpness": "m-sharpness",
+    "epsilon-sharpness": "ε-sharpness",
+    "fisher-rao": "Fisher–Rao norm",
+    "pac-bayes": "PAC-Bayes 1/σ²",
+    "relative-flatness": "relative flatness",
+    "bilateral": "bilateral sharpness",
+}
+
+
+def measure_of(name: str, *, rho: float | None = None) -> Measure:
+    """The measure of that name; an unknown one is a sharpness called as it is written."""
+    known = _KNOWN.get(name.replace("_", "-"))
+    if known:
+        return Measure(name, known.title, known.better, known.percent, known.curvature)
+    base, *options = name.split(":")
+    title = _SHARPNESS.get(base, base)
+    words = [re.sub(r"\brho=", "ρ = ", option) for option in options]
+    if rho is not None and not any(word.startswith("ρ") for word in words):
+        words.insert(0, f"ρ = {rho:g}")
+    return Measure(name, ", ".join([title, *words]), "lower", curvature=True)
+
+
+def gap_measure(findings: Findings) -> Measure:
+    """The generalisation gap as it was taken: of accuracies, of losses where there are none."""
+    words = ("accuracy", "test_accuracy")
+    if all(c.get(word) is not None for c in findings.checkpoints for word in words):
+        return Measure("gap", "accuracy gap", "lower", percent=True)
+    return Measure("gap", "loss gap", "lower")
+
+
+def named(findings: Findings, name: str) -> Measure:
+    """The measure of that name as these findings took it: the gap's kind, a sharpness's radius."""
+    if name == "gap":
+        return gap_measure(findings)
+    entries = ((c.get("sharpness") or {}).get(name) or {} for c in findings.checkpoints)
+    rho = next((entry["rho"] for entry in entries if entry.get("rho") is not None), None)
+    return measure_of(name, rho=rho)
+
+
+def sharpness_names(findings: Findings) -> list[str]:
+    """The sharpness measures that stand in no column of their own already."""
+    own = {"gradient-norm", "lambda-max", "lambda-min", "trace"}
+    names = (name for c in findings.checkpoints for name in c.get("sharpness") or {})
+    return [name for name in dict.fromkeys(names) if name not in own]
+
+
+def value_of(checkpoint: Mapping[str, Any], name: str) -> tuple[float | None, float | None]:
+    """A checkpoint's value of a measure and its standard error; None for what it does not have."""
+    word = name.replace("_", "-")
+    if word == "gap":
+        return generalisation_gap(checkpoint), None
+    if word in {"lambda-max", "lambda-min"}:
+        return end_of_spectrum(checkpoint, "top" if word == "lambda-max" else "bottom"), None
+    measured = (checkpoint.get("sharpness") or {}).get(name)
+    if word == "trace":
+        measured = checkpoint.get("trace") or measured
+    if isinstance(measured, Mapping):
+        return measured.get("value"), measured.get("standard_error")
+    return checkpoint.get(word.replace("-", "_")), None
+
+
+def end_of_spectrum(checkpoint: Mapping[str, Any], end: str) -> float | None:
+    """lambda_max ("top") or lambda_min ("bottom"), where that end was sought."""
+    pairs = [p for p in checkpoint.get("eigenvalues") or [] if p.get("end", "top") == end]
+    if pairs:
+        value: float | None = pairs[0 if end == "top" else -1].get("value")
+        return value
+    name = "lambda-max" if end == "top" else "lambda-min"
+    return ((checkpoint.get("sharpness") or {}).get(name) or {}).get("value")
+
+
+def flatness_measures(findings: Findings) -> list[Measure]:
+    """What flatness is judged by here: lambda_max, trace and each sharpness that was measured."""
+    names = [
+        name
+        for name in ("lambda-max", "trace")
+        if any(value_of(checkpoint, name)[0] is not None for checkpoint in findings.checkpoints)
+    ]
+    return [
+        *(measure_of(name) for name in names),
+        *(named(findings, name) for name in sharpness_names(findings)),
+    ]

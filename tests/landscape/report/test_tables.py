@@ -1,0 +1,174 @@
+"""The tables: the right rows, the right best, full numbers behind rounded ones."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+
+import pytest
+
+from landscape.report import captions, tables
+from landscape.report.measures import measure_of, named
+from landscape.report.methods import REFERENCES, methods_html, methods_of
+from tests.landscape.report.sample import full_findings, probe_findings, training_findings
+
+
+def test_the_checkpoint_table_has_a_row_each_with_sortable_full_numbers() -> None:
+    findings = probe_findings()
+    html = tables.checkpoint_table(findings)
+    assert html.count("<tr>") == 1 + 9
+    values = [float(v) for v in re.findall(r'data-value="([^"]+)"', html)]
+    for checkpoint in findings.checkpoints:
+        for value in (checkpoint["loss"], *(p["value"] for p in checkpoint["eigenvalues"])):
+            assert value in values
+
+
+def test_the_best_value_of_a_column_is_marked_in_words() -> None:
+    findings = probe_findings()
+    rows = tables.checkpoint_table(findings).split("<tr>")[2:]
+    best = max(range(9), key=lambda i: findings.checkpoints[i]["test_accuracy"])
+    flattest = min(range(9), key=lambda i: findings.checkpoints[i]["trace"]["value"])
+    marked = [i for i, row in enumerate(rows) if ">best<" in row]
+    assert best in marked
+    assert ">flattest<" in rows[flattest]
+
+
+def test_ties_missing_values_and_single_values_have_no_best() -> None:
+    loss = measure_of("loss")
+    assert tables.best_row([0.3, 0.1, 0.2], loss) == 1
+    assert tables.best_row([0.1, 0.1, 0.2], loss) is None
+    assert tables.best_row([None, 0.2], loss) is None
+    assert tables.best_row([float("nan"), 0.2, 0.1], loss) == 2
+    assert tables.best_row([0.9, 0.8], measure_of("test_accuracy")) == 0
+    assert tables.best_row([0.9, 0.8], measure_of("gradient_norm")) is None
+
+
+def test_an_eigenvalue_that_did_not_converge_says_so_in_its_cell() -> None:
+    findings = probe_findings(methods=("sam",), seeds=1)
+    pair = findings.checkpoints[0]["eigenvalues"][0]
+    assert "not converged" not in tables.checkpoint_table(findings)
+    pair["converged"] = False
+    assert "not converged" in tables.checkpoint_table(findings)
+
+
+def test_the_method_table_has_means_with_intervals_and_paired_differences() -> None:
+    findings = probe_findings()
+    comparison = findings.document["comparison"]
+    html = tables.method_table(findings, comparison, name="t")
+    accuracy = comparison["methods"][1]["values"]["test_accuracy"]
+    low, high = accuracy["interval"]
+    assert f"{100 * accuracy['mean']:.2f} [{100 * low:.2f}, {100 * high:.2f}] %" in html
+    paired = comparison["methods"][1]["paired"]["test_accuracy"]
+    assert f"Δ +{100 * paired['difference']:.2f} [" in html
+    assert html.count("3 seeds") == 3
+    assert html.count("reference") == 1
+
+
+def test_a_method_table_of_single_seeds_claims_no_interval() -> None:
+    findings = probe_findings(seeds=1)
+    html = tables.method_table(findings, findings.document["comparison"], name="t")
+    assert re.search(r"\d \[", html) is None
+
+
+def test_the_training_comparison_reads_as_the_probes_comparison_does() -> None:
+    comparison = training_findings().document["training"]["comparison"]
+    normal = tables.training_comparison(comparison)
+    assert [entry["method"] for entry in normal["methods"]] == ["erm", "sam", "ae-sam"]
+    assert "test_accuracy" in normal["measures"]
+    assert "seeds" not in normal["measures"]
+    html = tables.method_table(training_findings(), normal, name="t")
+    assert "47.0 [" in html or "46." in html  # the share of perturbed steps of ae-sam
+    assert "gradients spent" in html
+
+
+def test_csv_has_every_digit_and_starts_no_formula() -> None:
+    findings = probe_findings(names={"erm": '=HYPERLINK("http://x")'}, seeds=1)
+    rows = list(csv.DictReader(io.StringIO(tables.comparison_csv(findings))))
+    assert rows[0]["label"].startswith("'=HYPERLINK(")
+    assert float(rows[1]["lambda_1"]) == findings.checkpoints[1]["eigenvalues"][0]["value"]
+    assert rows[0]["seed"] == "0"
+
+
+def test_the_second_opinion_stands_beside_ours_with_its_difference() -> None:
+    html = tables.opinion_table(probe_findings())
+    assert html.count("<tr>") == 1 + 3 * 4
+    assert "PyHessian 0.1" in html
+    assert "−0.050 %" in html
+    assert "3.0 %" in html
+
+
+def test_layers_have_a_row_each_and_a_column_a_checkpoint() -> None:
+    html = tables.layer_table(probe_findings(seeds=1))
+    assert html.count("<tr>") == 1 + 3
+    assert html.count('<th scope="col">') == 3 + 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("lambda-max", "λmax"),
+        ("lambda_max", "λmax"),
+        ("worst-case:rho=0.1", "worst case, ρ = 0.1"),
+        ("something-new:k=3", "something-new, k=3"),
+    ],
+)
+def test_measures_have_titles_and_unknown_ones_their_own_name(name: str, title: str) -> None:
+    assert measure_of(name).title == title
+
+
+def test_a_sharpness_names_the_radius_that_it_was_measured_at() -> None:
+    assert named(probe_findings(), "sam").title == "SAM sharpness, ρ = 0.05"
+
+
+def test_the_gap_is_of_accuracies_and_of_losses_only_without_them() -> None:
+    findings = probe_findings(methods=("sam",), seeds=1)
+    assert named(findings, "gap").percent
+    findings.checkpoints[0]["test_accuracy"] = None
+    assert named(findings, "gap").title == "loss gap"
+    assert "test loss" in captions.gap_words(findings)
+
+
+def test_the_verdict_says_whether_intervals_are_apart() -> None:
+    findings = probe_findings()
+    text = captions.verdict(findings, findings.document["comparison"])
+    assert "Highest mean test accuracy: <b>sam</b>" in text
+    sam, ae = (findings.document["comparison"]["methods"][i]["values"]["trace"] for i in (1, 2))
+    overlap = sam["interval"][1] >= ae["interval"][0]
+    line = next(part for part in text.split("<li>") if "tr H" in part)
+    assert ("overlap" in line) == overlap
+
+
+def test_methods_are_written_from_what_was_run() -> None:
+    html = methods_html(full_findings())
+    for words in (
+        "10 runs of 15 steps",
+        "16 products a checkpoint",
+        "60 gradients, 80 forward passes",
+        "1 gradient, 1 forward pass over",
+        "27 of 36 here",
+        "N = 1000 loss terms",
+        "59 held-out points",
+        "5210 parameters, evaluated in float32",
+    ):
+        assert words in html, words
+
+
+def test_methods_of_a_training_speak_of_no_hessian() -> None:
+    titles = [method.title for method in methods_of(training_findings())]
+    assert titles == ["Training", "Edge of stability", "Switching signal", "Comparison"]
+
+
+def test_every_reference_is_cited_from_somewhere_and_every_citation_resolves() -> None:
+    html = methods_html(full_findings())
+    cited = {int(n) for n in re.findall(r'href="#reference-(\d+)"', html)}
+    listed = {int(n) for n in re.findall(r'id="reference-(\d+)"', html)}
+    assert cited == listed
+    assert len(listed) == len(REFERENCES)
+
+
+def test_keys_that_were_missing_when_loading_become_a_warning() -> None:
+    report = {"missing": ["a.weight", "b.weight"], "unexpected": [], "casts": []}
+    assert captions.load_notes({"load_report": report}) == [
+        "2 keys were missing from the file: a.weight, b.weight"
+    ]
