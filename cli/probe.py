@@ -292,7 +292,7 @@ def _redraw(folder: Path) -> int:
 def _answer(findings: Findings, out: Path, settings: Settings) -> int:
     """Prints the table (or the document) and returns the exit code."""
     if settings["json"]:
-        print(findings.to_json())
+        print((out / "result.json").read_text(encoding="utf-8").strip())
     else:
         from landscape.report.terminal import terminal_table
 

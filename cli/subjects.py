@@ -56,7 +56,7 @@ def build_subjects(checkpoints: Sequence[Checkpoint], request: Request) -> list[
             data are bad, 4 where weights are not finite.
     """
     words = [_Words.of(checkpoint, request) for checkpoint in checkpoints]
-    data = {word.data: checkpoint.path for word, checkpoint in zip(words, checkpoints, strict=True)}
+    data = {word.data: c.path for word, c in zip(words, checkpoints, strict=True)}
     if len(data) > 1:
         first, second = list(data.values())[:2]
         raise CommandError(
@@ -64,25 +64,27 @@ def build_subjects(checkpoints: Sequence[Checkpoint], request: Request) -> list[
             f"{first} and {second} were trained on different data, so their numbers do not "
             "compare: probe them apart, or give the data for both with --data",
         )
-    try:
-        task = build_task(
-            words[0].task, allow_code=request.allow_code, **dict(words[0].task_options)
-        )
-    except (ValueError, OSError) as error:
-        raise CommandError(BAD_INPUT, str(error)) from error
+    tasks: dict[int | None, Task] = {}
+    for word in words:
+        if word.noise_seed not in tasks:
+            tasks[word.noise_seed] = _build_task(word, request)
     return [
-        _subject(checkpoint, word, task, request)
+        _subject(checkpoint, word, tasks[word.noise_seed], request, shared=len(tasks) == 1)
         for checkpoint, word in zip(checkpoints, words, strict=True)
     ]
 
 
 @dataclass(frozen=True)
 class _Words:
-    """The words that rebuild a checkpoint's model and data."""
+    """The words that rebuild a checkpoint's model and data.
+
+    Runs of one study share their data but for the label noise, which each seed draws anew.
+    """
 
     model: str
     task: str
     task_options: tuple[tuple[str, Any], ...]
+    noise_seed: int | None
     label_smoothing: float
 
     @property
@@ -106,8 +108,13 @@ class _Words:
         options = {} if request.data else {n: recipe[n] for n in names if recipe.get(n) is not None}
         if request.data_dir is not None:
             options["data_dir"] = request.data_dir
+        seed = (checkpoint.run or {}).get("seed")
         return cls(
-            str(model), str(task), tuple(options.items()), float(recipe.get("label_smoothing", 0.0))
+            model=str(model),
+            task=str(task),
+            task_options=tuple(options.items()),
+            noise_seed=seed if options.get("label_noise") else None,
+            label_smoothing=float(recipe.get("label_smoothing", 0.0)),
         )
 
 
@@ -154,7 +161,21 @@ def _comparison(folder: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _subject(checkpoint: Checkpoint, words: _Words, task: Task, request: Request) -> Subject:
+def _build_task(words: _Words, request: Request) -> Task:
+    try:
+        return build_task(
+            words.task,
+            noise_seed=words.noise_seed,
+            allow_code=request.allow_code,
+            **dict(words.task_options),
+        )
+    except (ValueError, OSError) as error:
+        raise CommandError(BAD_INPUT, str(error)) from error
+
+
+def _subject(
+    checkpoint: Checkpoint, words: _Words, task: Task, request: Request, *, shared: bool
+) -> Subject:
     run = checkpoint.run or {}
     seed = run.get("seed")
     try:
@@ -184,7 +205,8 @@ def _subject(checkpoint: Checkpoint, words: _Words, task: Task, request: Request
         seed=seed,
         test_batches=task.test.batches(_TEST_BATCH) if request.split == "train" else None,
         data={
-            "description": task.description,
+            "description": task.description
+            + ("" if shared else "; each seed has the noisy labels that it was trained on"),
             "split": request.split,
             "num_samples": len(chosen),
             "num_samples_total": len(probed),

@@ -121,10 +121,10 @@ def save_findings(findings: Findings, folder: str | Path, *, overwrite: bool = F
     folder.mkdir(parents=True, exist_ok=True)
     with (
         _complete(folder, ARRAYS, arrays) as name_arrays,
-        _complete(folder, RESULT, result) as name,
+        _complete(folder, RESULT, result) as name_result,
     ):
         name_arrays()
-        name()
+        name_result()
     _sync_folder(folder)
     return folder
 

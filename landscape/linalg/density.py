@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 from torch import Tensor
 
 from landscape.estimate import Cost, Estimate
@@ -143,7 +143,7 @@ def slq_density(
     heights = np.stack([_smoothed(*run, grid, width) for run in zip(nodes, weights, strict=True)])
     density, band = heights.mean(axis=0), None
     if num_runs >= LEAST_RUNS_FOR_A_BAND:
-        half_width = float(student_t.ppf(0.975, num_runs - 1)) * heights.std(axis=0, ddof=1)
+        half_width = float(stdtrit(num_runs - 1, 0.975)) * heights.std(axis=0, ddof=1)
         half_width = half_width / math.sqrt(num_runs)
         band = torch.from_numpy(
             np.stack([np.maximum(density - half_width, 0), density + half_width])

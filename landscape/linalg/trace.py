@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import torch
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 from torch import Tensor
 
 from landscape.estimate import Estimate
@@ -88,7 +88,7 @@ def hutchinson_trace(
         if count == num_probes or (tolerance is not None and count >= LEAST_PROBES):
             drawn = samples[:count]
             value, standard_error = float(drawn.mean()), float(drawn.std(ddof=1)) / count**0.5
-            half_width = float(student_t.ppf(0.975, count - 1)) * standard_error
+            half_width = float(stdtrit(count - 1, 0.975)) * standard_error
             is_reached = tolerance is not None and half_width <= tolerance * abs(value)
             is_reached &= count >= LEAST_PROBES
             if is_reached:

@@ -239,7 +239,8 @@ def cross(axis: str) -> str:
 
 
 TRAINING_TITLES = {
-    "loss": "Loss",
+    "loss": "Training loss",
+    "test-loss": "Test loss",
     "accuracy": "Test accuracy",
     "curvature": "Largest eigenvalue during training",
     "share": "Share of perturbed steps",
@@ -274,8 +275,6 @@ def training(findings: Findings, name: str) -> str:
             mean = digits.number(sum(known) / len(known), 3)
             words.append(f"{shown(variant, 20)} {mean}{unit}")
     text = f"At the end: {', '.join(words)}." if words else ""
-    if name == "loss":
-        text += " Dotted: test loss."
     if name == "curvature":
         text += " Grey: 2/lr, where plain descent turns unstable; dotted: the SAM edge."
     return text

@@ -10,11 +10,12 @@ import numpy as np
 from landscape.findings import Findings
 from landscape.report import theme
 from landscape.report.available import has_history
-from landscape.report.drawing import LOSS, Figure, figure_of, rounded, rounded_number, trace
+from landscape.report.drawing import Figure, figure_of, rounded, rounded_number, trace
 from landscape.report.text import in_plotly
 
 TRAINING: dict[str, dict[str, Any]] = {
-    "loss": {"key": "train_loss", "second": "test_loss", "x": "epoch", "title": LOSS, "log": True},
+    "loss": {"key": "train_loss", "x": "epoch", "title": "training loss", "log": True},
+    "test-loss": {"key": "test_loss", "x": "epoch", "title": "test loss", "log": True},
     "accuracy": {
         "key": "test_accuracy",
         "x": "epoch",
@@ -58,9 +59,7 @@ def drawable(findings: Findings) -> list[str]:
 def training(findings: Findings, name: str) -> Figure:
     """One quantity over training: each seed thin, each variant's mean over seeds strong."""
     plan = TRAINING[name]
-    traces = _curves(findings, plan, plan["key"])
-    if plan.get("second"):
-        traces += _curves(findings, plan, plan["second"], dash="dot")
+    traces = _curves(findings, plan)
     if name == "curvature":
         traces += _edges(findings)
     figure = figure_of(traces, height=300)
@@ -75,18 +74,16 @@ def training(findings: Findings, name: str) -> Figure:
     return figure
 
 
-def _curves(
-    findings: Findings, plan: Mapping[str, Any], key: str, *, dash: str | None = None
-) -> list[Any]:
+def _curves(findings: Findings, plan: Mapping[str, Any]) -> list[Any]:
     styles = theme.styles_of(findings)
     factor = 100.0 if plan.get("percent") else 1.0
     traces: list[Any] = []
     for variant, runs in _by_variant(findings).items():
         columns = []
-        name = in_plotly(variant) + (" test" if dash else "")
+        name = in_plotly(variant)
         style = styles[str(runs[0]["id"])]
         for run in runs:
-            pairs = zip(_column(run, plan["x"]), _column(run, key), strict=True)
+            pairs = zip(_column(run, plan["x"]), _column(run, plan["key"]), strict=True)
             points = [(x, factor * y) for x, y in pairs if x is not None and y is not None]
             if points:
                 columns.append((run, points))
@@ -101,7 +98,7 @@ def _curves(
                     line={
                         "color": theme.translucent(style.color, 0.35) if several else style.color,
                         "width": 1 if several else 2.2,
-                        "dash": dash or style.dash,
+                        "dash": style.dash,
                     },
                     name=in_plotly(run.get("name") or run["id"]) if several else name,
                     legendgroup=in_plotly(variant),
@@ -118,7 +115,7 @@ def _curves(
                     x=rounded(mean[:, 0]),
                     y=rounded(mean[:, 1]),
                     mode="lines",
-                    line={"color": style.color, "width": 2.4, "dash": dash or style.dash},
+                    line={"color": style.color, "width": 2.4, "dash": style.dash},
                     name=name,
                     legendgroup=in_plotly(variant),
                     hovertemplate="%{y:.4~g}",

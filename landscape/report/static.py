@@ -405,9 +405,7 @@ def training(findings: Findings, width: float) -> Figure:
         for variant in variants:
             runs = [run for run in findings.runs if theme.method_of(run) == variant]
             style = styles[str(runs[0]["id"])]
-            for key, dash in ((plan["key"], style.dash), (plan.get("second"), "dot")):
-                if key is not None:
-                    _training_lines(axes, runs, style, plan, key, dash)
+            _training_lines(axes, runs, style, plan)
         if plan.get("log"):
             axes.set_yscale("log")
         if name == "curvature":
@@ -433,9 +431,8 @@ def _training_lines(
     runs: Sequence[dict[str, Any]],
     style: theme.Style,
     plan: dict[str, Any],
-    key: str,
-    dash: str,
 ) -> None:
+    key = plan["key"]
     factor = 100.0 if plan.get("percent") else 1.0
     columns = []
     for run in runs:
@@ -451,8 +448,10 @@ def _training_lines(
         axes.plot(column[:, 0], column[:, 1], color=style.color, alpha=0.3, linewidth=0.5)
     if columns and len({len(column) for column in columns}) == 1:
         mean = np.mean(columns, axis=0)
-        label = in_matplotlib(style.method, 20) if key == plan["key"] else None
-        axes.plot(mean[:, 0], mean[:, 1], color=style.color, linestyle=_DASHES[dash], label=label)
+        label = in_matplotlib(style.method, 20)
+        axes.plot(
+            mean[:, 0], mean[:, 1], color=style.color, linestyle=_DASHES[style.dash], label=label
+        )
 
 
 def generalisation(findings: Findings, width: float) -> Figure:

@@ -31,14 +31,16 @@ def build_task(
     data_seed: int = 0,
     test_size: int | None = None,
     label_noise: float = 0.0,
+    noise_seed: int | None = None,
     validation: float = 0.0,
     data_dir: str | Path | None = None,
     allow_code: bool = False,
 ) -> Task:
     """The task that a word names, with its splits, noise and hash: a function of these alone.
 
-    Generation, splits and noise depend on `data_seed` and on no training seed, so that all runs of
-    a comparison share one data set.
+    Generation and splits depend on `data_seed` and on no training seed, so that all runs of a
+    comparison share one data set; the noise has a seed of its own, which a trainer sets to the
+    run's, so that an interval over seeds covers the draw of the noise too.
 
     Args:
         name: a word of TASKS, options behind colons: `mnist1d`, `cifar10:cutout=16`, `npz:FILE`.
@@ -46,6 +48,7 @@ def build_task(
         test_size: test samples; None: the task's own. Only mnist1d can draw more than it has.
         label_noise: share of the training labels drawn anew, uniformly over all classes, the true
             one included. Test labels are never touched.
+        noise_seed: of the label noise; None: data_seed.
         validation: share of the training data, taken out after the noise: it carries the noise.
             Stratified over the classes; of a text, its last windows.
         data_dir: folder of downloaded data (cifar10, cifar100).
@@ -59,6 +62,7 @@ def build_task(
     DATA_SEED.check("data_seed", data_seed)
     TEST_SIZE.check("test_size", test_size)
     LABEL_NOISE.check("label_noise", label_noise)
+    DATA_SEED.check("noise_seed", noise_seed or 0)
     VALIDATION.check("validation", validation)
     entry = TASKS[word.key]
     options = check_options(entry, f"task {word.key}", word.options)
@@ -79,7 +83,9 @@ def build_task(
             )
         task = replace(task, test=task.test.first(request.test_size))
     if label_noise:
-        task = _with_noise(task, label_noise, request.data_seed)
+        task = _with_noise(
+            task, label_noise, request.data_seed if noise_seed is None else noise_seed
+        )
     if validation:
         task = _with_validation(task, validation, request.data_seed)
     num_validation = 0 if task.validation is None else len(task.validation)

@@ -87,7 +87,7 @@ class Recipe:
     )
     task: str = _text("mnist1d", "data set (--list tasks)", "what is trained")
     model: str = _text("cnn1d", "network (--list models)", "what is trained")
-    data_seed: int = _of(DATA_SEED, "seed of data, split and label noise", "data")
+    data_seed: int = _of(DATA_SEED, "seed of data and split", "data")
     data_dir: str | None = _text(None, "folder with the task's files", "data")
     test_size: int | None = _of(TEST_SIZE, "test samples, generated where the task can", "data")
     label_noise: float = _of(LABEL_NOISE, "share of training labels made random", "data")

@@ -96,7 +96,7 @@ class Trainer:
         self.recipe, self.run, self.folder = recipe, run, folder
         self.device, self.dtype = _device(recipe.device), _dtype(recipe.precision)
         torch.set_num_threads(1)
-        self.task = recipe_task(recipe, allow_code=allow_code)
+        self.task = recipe_task(recipe, run, allow_code=allow_code)
         try:
             self.model = build_model(recipe.model, self.task, seed=run.seed, allow_code=allow_code)
         except (ValueError, OSError) as error:
@@ -534,6 +534,7 @@ def _cached_task(
     data_seed: int,
     test_size: int | None,
     label_noise: float,
+    noise_seed: int,
     validation: float,
     data_dir: str | None,
     allow_code: bool,
@@ -543,14 +544,17 @@ def _cached_task(
         data_seed=data_seed,
         test_size=test_size,
         label_noise=label_noise,
+        noise_seed=noise_seed,
         validation=validation,
         data_dir=data_dir,
         allow_code=allow_code,
     )
 
 
-def recipe_task(recipe: Recipe, *, allow_code: bool = False) -> Task:
-    """The recipe's data; kept, so that the runs of one process build them once.
+def recipe_task(recipe: Recipe, run: Run, *, allow_code: bool = False) -> Task:
+    """The run's data: the recipe's, with label noise drawn by the run's seed.
+
+    Kept, so that runs of one seed in one process build them once.
 
     Raises:
         BadInputError: a file is missing, or the data cannot serve.
@@ -561,6 +565,7 @@ def recipe_task(recipe: Recipe, *, allow_code: bool = False) -> Task:
             recipe.data_seed,
             recipe.test_size,
             recipe.label_noise,
+            run.seed if recipe.label_noise else 0,
             recipe.validation,
             recipe.data_dir,
             allow_code,

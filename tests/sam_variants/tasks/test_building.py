@@ -187,3 +187,15 @@ def test_weights_are_made_on_the_cpu_whatever_the_default_device():
     with torch.device("meta"):
         model = build_model("mlp", task, seed=0)
     assert all(p.device.type == "cpu" for p in model.parameters())
+
+
+def test_the_noise_has_a_seed_of_its_own():
+    first, second = (build_task("mnist1d", label_noise=0.2, noise_seed=seed) for seed in (1, 2))
+    assert torch.equal(first.train.inputs, second.train.inputs)
+    assert torch.equal(first.test.targets, second.test.targets)
+    changed = float((first.train.targets != second.train.targets).double().mean())
+    # Each draw changes 18 % of the labels: two draws differ in about 1 - 0.82^2 of them.
+    assert 0.28 < changed < 0.37
+    default = build_task("mnist1d", label_noise=0.2, data_seed=0)
+    same = build_task("mnist1d", label_noise=0.2, noise_seed=0)
+    assert default.sha256 == same.sha256
