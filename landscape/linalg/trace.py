@@ -85,14 +85,16 @@ def hutchinson_trace(
         part = math.fsum(theta * _inner(vector, probe) ** 2 for theta, vector in pairs)
         samples[count - 1] = known + whole - part
         largest = max(largest, abs(whole), abs(part))
-        if count == num_probes or (tolerance is not None and count >= LEAST_PROBES):
-            drawn = samples[:count]
-            value, standard_error = float(drawn.mean()), float(drawn.std(ddof=1)) / count**0.5
-            half_width = float(stdtrit(count - 1, 0.975)) * standard_error
-            is_reached = tolerance is not None and half_width <= tolerance * abs(value)
-            is_reached &= count >= LEAST_PROBES
-            if is_reached:
-                break
+        if count < min(LEAST_PROBES, num_probes):
+            continue
+        drawn = samples[:count]
+        value, standard_error = float(drawn.mean()), float(drawn.std(ddof=1)) / math.sqrt(count)
+        half_width = float(stdtrit(count - 1, 0.975)) * standard_error
+        is_reached = (
+            tolerance is not None and count >= LEAST_PROBES and half_width <= tolerance * abs(value)
+        )
+        if is_reached:
+            break
     rounding = ROUNDING * torch.finfo(operator.dtype).eps * largest
     return Estimate(
         value=value,

@@ -87,8 +87,10 @@ def _curves(findings: Findings, plan: Mapping[str, Any]) -> list[Any]:
             points = [(x, factor * y) for x, y in pairs if x is not None and y is not None]
             if points:
                 columns.append((run, points))
-        several = len(columns) > 1
-        for run, points in columns:
+        # Runs that ended at different times have no common mean: then the first seed leads.
+        averaged = len(columns) > 1 and len({len(points) for _, points in columns}) == 1
+        for i, (run, points) in enumerate(columns):
+            thin = averaged or i > 0
             traces.append(
                 trace(
                     "scatter",
@@ -96,18 +98,17 @@ def _curves(findings: Findings, plan: Mapping[str, Any]) -> list[Any]:
                     y=rounded([y for _, y in points]),
                     mode="lines",
                     line={
-                        "color": theme.translucent(style.color, 0.35) if several else style.color,
-                        "width": 1 if several else 2.2,
+                        "color": theme.translucent(style.color, 0.35) if thin else style.color,
+                        "width": 1 if thin else 2.2,
                         "dash": style.dash,
                     },
-                    name=in_plotly(run.get("name") or run["id"]) if several else name,
+                    name=in_plotly(run.get("name") or run["id"]) if thin else name,
                     legendgroup=in_plotly(variant),
-                    showlegend=not several,
-                    hoverinfo="skip" if several else None,
+                    showlegend=not thin,
+                    hoverinfo="skip" if thin else None,
                 )
             )
-        lengths = {len(points) for _, points in columns}
-        if several and len(lengths) == 1:
+        if averaged:
             mean = np.mean([points for _, points in columns], axis=0)
             traces.append(
                 trace(

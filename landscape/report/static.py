@@ -443,15 +443,13 @@ def _training_lines(
         ]
         if points:
             columns.append(np.array(points, dtype=float))
-    several = len(columns) > 1
-    for column in columns if several else ():
+    averaged = len({len(column) for column in columns}) == 1
+    for column in columns if len(columns) > 1 else ():
         axes.plot(column[:, 0], column[:, 1], color=style.color, alpha=0.3, linewidth=0.5)
-    if columns and len({len(column) for column in columns}) == 1:
-        mean = np.mean(columns, axis=0)
-        label = in_matplotlib(style.method, 20)
-        axes.plot(
-            mean[:, 0], mean[:, 1], color=style.color, linestyle=_DASHES[style.dash], label=label
-        )
+    if columns:
+        lead = np.mean(columns, axis=0) if averaged else columns[0]
+        look = {"color": style.color, "linestyle": _DASHES[style.dash]}
+        axes.plot(lead[:, 0], lead[:, 1], label=in_matplotlib(style.method, 20), **look)
 
 
 def generalisation(findings: Findings, width: float) -> Figure:

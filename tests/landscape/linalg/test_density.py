@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
+from scipy.stats import t as student_t
 
 from landscape.linalg import slq_density
 from tests.references import PrescribedSpectrum
@@ -66,6 +67,20 @@ def test_fewer_than_ten_runs_give_no_band():
     operator = PrescribedSpectrum(SPECTRUM)
     assert slq_density(operator, num_runs=9, num_steps=5).band is None
     assert slq_density(operator, num_runs=10, num_steps=5).band.shape == (2, 1001)
+
+
+def test_the_band_is_the_t_interval_of_the_mean_over_runs(density):
+    grid, width = density.grid.numpy(), density.kernel_width
+    heights = np.array(
+        [
+            norm.pdf(grid[:, None], nodes, width) @ weights
+            for nodes, weights in zip(density.nodes.numpy(), density.weights.numpy(), strict=True)
+        ]
+    )
+    np.testing.assert_allclose(density.density.numpy(), heights.mean(axis=0), atol=1e-12)
+    half_width = student_t.ppf(0.975, 19) * heights.std(axis=0, ddof=1) / math.sqrt(20)
+    expected = [heights.mean(axis=0) - half_width, heights.mean(axis=0) + half_width]
+    np.testing.assert_allclose(density.band.numpy(), np.maximum(expected, 0), atol=1e-12)
 
 
 def test_the_band_lies_around_the_density_and_never_below_zero(density):

@@ -102,6 +102,9 @@ def test_a_tolerance_stops_on_the_error_and_never_before_ten_probes(operator):
     assert one_fewer.details["stopped_on"] == "budget"
     loose = hutchinson_trace(operator, num_probes=5000, tolerance=100.0)
     assert loose.num_matvecs == 10
+    few = hutchinson_trace(operator, num_probes=6, tolerance=100.0)
+    assert few.num_matvecs == 6
+    assert few.details["stopped_on"] == "budget"
 
 
 def test_a_zero_variance_is_reported_as_such():

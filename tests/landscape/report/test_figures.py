@@ -210,6 +210,16 @@ def test_training_curves_have_each_seed_and_their_mean() -> None:
     assert strong[1]["name"] == "sam"
 
 
+def test_runs_that_ended_at_different_times_have_no_mean_and_the_first_seed_leads() -> None:
+    findings = training_findings(epochs=6)
+    findings.runs[4]["history"].pop()
+    figure = curves.training(findings, "accuracy")
+    legend = [trace for trace in figure["data"] if trace.get("showlegend", True)]
+    assert [trace["name"] for trace in legend] == ["erm", "sam", "ae-sam"]
+    first = [100 * line["test_accuracy"] for line in findings.runs[3]["history"]]
+    assert legend[1]["y"] == pytest.approx(first, rel=1e-5)
+
+
 def test_accuracy_against_cost_moves_the_means_along_the_cost_axis() -> None:
     findings = training_findings(epochs=6)
     figure = curves.training(findings, "by-gradients")
