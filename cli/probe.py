@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import shlex
 import sys
 import time
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,15 @@ from landscape.checkpoints import CheckpointError, find_checkpoints
 from landscape.findings import Findings, load_findings, save_findings
 from landscape.plan import DIRECTIONS, MATRICES, ProbePlan
 from landscape.table import Choice, Range
+from sam_variants.training.interruption import Interruption
+from sam_variants.training.recipe import Recipe
+from sam_variants.training.workers import num_cores
 
 from .arguments import (
     BAD_INPUT,
     DONE,
-    NUMERICAL,
     PARTIAL,
+    SIGNALLED,
     USAGE,
     Argument,
     CommandError,
@@ -36,6 +41,7 @@ from .arguments import (
 
 PROG = "landscape-probe"
 QUICK_SAMPLES = 1000
+SMALL_BYTES = 16_000_000  # of a checkpoint file with weights, momentum and history
 DEFAULT_SAMPLES = 4000
 
 _COUNT = Range(0, math.inf, None, integer=True, optional=True)
@@ -98,6 +104,8 @@ ARGUMENTS = (
     Argument("seed", Range(0, math.inf, 0, integer=True), "of every random draw", _RUN),
     Argument("time-budget", Text(), "stop after 90s, 10m or 1h with what is measured", _RUN,
              metavar="TIME"),
+    Argument("jobs", Range(1, 4096, None, integer=True, optional=True),
+             "parallel processes (default: the cores, for small nets; else 1)", _RUN, metavar="N"),
     Argument("device", Text("cpu"), "torch device", _RUN),
     Argument("out", Text(), "result folder (default: probe/ in the run's folder)", _RUN,
              in_config=False, metavar="DIR"),
@@ -153,7 +161,9 @@ def _main(argv: Sequence[str]) -> int:
     if not settings["checkpoint"]:
         raise CommandError(USAGE, "name a checkpoint, a run's folder or a folder of runs")
     try:
-        paths = [path for word in settings["checkpoint"] for path in find_checkpoints(word)]
+        paths = [
+            path for word in settings["checkpoint"] for path in _in_order(find_checkpoints(word))
+        ]
     except CheckpointError as error:
         raise CommandError(BAD_INPUT, str(error)) from error
     out = _out_folder(settings, paths)
@@ -197,9 +207,10 @@ def _probe(
     deadline: float,
     argv: Sequence[str],
 ) -> int:
-    from landscape.probing import probe_all
+    from landscape.probing import assemble, measured_whole
 
-    from .subjects import Request, build_subjects, read_all, training_section
+    from .parallel import Order, measure, measure_here
+    from .subjects import Request, method_of, read_all, training_section
 
     request = Request(
         model=settings["model"],
@@ -215,59 +226,84 @@ def _probe(
         allow_nonfinite=settings["allow_nonfinite"],
     )
     checkpoints = read_all(paths)
-    subjects = build_subjects(checkpoints, request)
-    bars = _Bars(quiet=settings["quiet"], deadline=deadline)
-    try:
-        findings = probe_all(
-            subjects, plan=plan, progress=bars, command=" ".join([PROG, *argv]), title=_title(paths)
+    jobs = settings["jobs"] or _default_jobs(paths, settings["device"])
+    jobs = min(jobs, len(paths))
+    order = Order(
+        paths=paths,
+        request=request,
+        plan=plan,
+        whole=measured_whole([method_of(checkpoint) for checkpoint in checkpoints], plan),
+        command=shlex.join([PROG, *argv]),
+        threads=1 if _are_small(paths) else max(1, num_cores() // jobs),
+    )
+    bars = _Bars(quiet=settings["quiet"])
+    with Interruption() as interruption:
+
+        def is_over() -> bool:
+            return interruption.signal is not None or time.monotonic() > deadline
+
+        try:
+            run = measure_here if jobs == 1 else measure
+            results, data, complete = run(order, jobs=jobs, is_over=is_over, progress=bars)
+        finally:
+            bars.close()
+        if not results:
+            raise CommandError(PARTIAL, "stopped before anything was measured: nothing was saved")
+        findings = assemble(
+            results,
+            plan,
+            complete=complete,
+            data=data,
+            command=order.command,
+            title=_title(paths),
         )
-    except FloatingPointError as error:
-        raise CommandError(NUMERICAL, str(error)) from error
-    except ValueError as error:
-        raise CommandError(BAD_INPUT, str(error)) from error
-    finally:
-        bars.close()
-    findings.document["request"] = _request_of(settings)
-    findings.document["training"] = training_section(checkpoints)
-    _write(findings, out, overwrite=settings["overwrite"])
-    return _answer(findings, out, settings)
+        findings.document["request"] = _request_of(settings)
+        findings.document["training"] = training_section(checkpoints)
+        _write(findings, out, overwrite=settings["overwrite"])
+        code = _answer(findings, out, settings)
+        return code if interruption.signal is None else SIGNALLED + interruption.signal
+
+
+def _are_small(paths: Sequence[Path]) -> bool:
+    """Whether the nets have under a million parameters or so: two threads make those slower."""
+    return max(path.stat().st_size for path in paths) < SMALL_BYTES
+
+
+def _default_jobs(paths: Sequence[Path], device: str) -> int:
+    return num_cores() if device == "cpu" and _are_small(paths) else 1
 
 
 class _Bars:
-    """Progress on stderr, one bar at a time, and the end of the time budget."""
+    """Progress on stderr, one bar a process."""
 
-    def __init__(self, *, quiet: bool, deadline: float) -> None:
-        self._deadline = deadline
+    def __init__(self, *, quiet: bool) -> None:
         self._shown = not quiet and sys.stderr.isatty()
-        self._bar: Any = None
-        self._what = ""
+        self._bars: dict[int, tuple[str, Any]] = {}
 
-    def __call__(self, what: str, done: int, total: int | None) -> None:
-        from landscape.probing import BudgetSpent
-
-        if time.monotonic() > self._deadline:
-            raise BudgetSpent
+    def __call__(self, process: int, what: str, done: int, total: int | None) -> None:
         if not self._shown:
             return
-        if what != self._what:
+        shown, bar = self._bars.get(process, ("", None))
+        if what != shown:
             from tqdm import tqdm
 
-            self.close()
-            self._bar, self._what = tqdm(desc=what, total=total, leave=False), what
-        self._bar.total = total
-        self._bar.n = done
-        self._bar.refresh()
+            if bar is not None:
+                bar.close()
+            bar = tqdm(desc=what, total=total, leave=False, position=process)
+            self._bars[process] = (what, bar)
+        bar.total, bar.n = total, done
+        bar.refresh()
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        for _, bar in self._bars.values():
+            bar.close()
+        self._bars.clear()
 
 
 def _write(findings: Findings, out: Path, *, overwrite: bool) -> None:
     try:
         save_findings(findings, out, overwrite=overwrite)
-    except ValueError as error:
+    except (ValueError, FileExistsError) as error:
         raise CommandError(USAGE, str(error)) from error
     _draw(findings, out)
 
@@ -366,6 +402,17 @@ def _out_folder(settings: Settings, paths: Sequence[Path]) -> Path:
     if len(folders) > 1:
         raise CommandError(USAGE, "the checkpoints lie in several folders: say where with --out")
     return folders.pop() / "probe"
+
+
+def _in_order(paths: Sequence[Path]) -> list[Path]:
+    """The checkpoints of a study in its own order: the first variant is the reference."""
+    try:
+        stored = tomllib.loads((paths[0].parent.parent / "config.toml").read_text("utf-8"))
+        names = [run.name for run in Recipe.from_dict(stored).runs]
+    except (OSError, ValueError):
+        names = []  # not a study: as they were found
+    rank = {name: position for position, name in enumerate(names)}
+    return sorted(paths, key=lambda path: rank.get(path.parent.name, len(rank)))
 
 
 def _title(paths: Sequence[Path]) -> str:

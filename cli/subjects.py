@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -126,6 +127,22 @@ def read_all(paths: Sequence[Path]) -> list[Checkpoint]:
         raise CommandError(BAD_INPUT, str(error)) from error
 
 
+@contextlib.contextmanager
+def numerical_errors() -> Iterator[None]:
+    """Turns what a measurement raises into the command's errors: exit code 4, or 3 for bad data."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise CommandError(NUMERICAL, str(error)) from error
+    except ValueError as error:
+        raise CommandError(BAD_INPUT, str(error)) from error
+
+
+def method_of(checkpoint: Checkpoint) -> str:
+    """The method whose seeds a checkpoint is one of: its run's label, else the file's name."""
+    return str((checkpoint.run or {}).get("label") or Path(checkpoint.path).stem)
+
+
 def training_section(checkpoints: Sequence[Checkpoint]) -> dict[str, Any] | None:
     """How the checkpoints were trained, for the report: their histories, and their comparison."""
     own = [checkpoint for checkpoint in checkpoints if checkpoint.run and checkpoint.history]
@@ -195,7 +212,7 @@ def _subject(
     rows = fixed_rows(request.max_samples or len(probed), len(probed), seed=request.seed)
     chosen = Split(probed.inputs[rows], probed.targets[rows])
     model.to(request.device)
-    label = str(run.get("label") or Path(checkpoint.path).stem)
+    label = method_of(checkpoint)
     return Subject(
         model=model,
         loss=partial(task.loss, label_smoothing=words.label_smoothing),

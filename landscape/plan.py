@@ -30,6 +30,8 @@ class ProbePlan:
         line: points of each one-dimensional slice, along the plane's directions; 0 for none.
         metrics: sharpness measures, each "NAME" or "NAME:option=value:...".
         rho: radius of the measures that have one and whose word gives none; None: their own.
+        search_steps, search_restarts: of the searches of worst-case and min-sharpness; None: their
+            own.
         parameters: glob or globs of the parameters that move.
         second_opinion: PyHessian's eigenvalues and trace beside ours.
         first_seed_only: density and plane for the first checkpoint of each method alone.
@@ -54,6 +56,8 @@ class ProbePlan:
     line: int = 101
     metrics: tuple[str, ...] = tuple(METRICS)
     rho: float | None = None
+    search_steps: int | None = None
+    search_restarts: int | None = None
     parameters: tuple[str, ...] = ("*",)
     second_opinion: bool = False
     first_seed_only: bool = False
@@ -80,9 +84,14 @@ class ProbePlan:
 
     @property
     def specs(self) -> list[MetricSpec]:
-        """The sharpness measures with their options, this plan's radius among them."""
-        shared = {} if self.rho is None else {"rho": self.rho}
-        return [parse(word, defaults=shared) for word in self.metrics]
+        """The sharpness measures with their options, this plan's radius and searches among them."""
+        shared = {
+            "rho": self.rho,
+            "num_steps": self.search_steps,
+            "num_restarts": self.search_restarts,
+        }
+        given = {name: value for name, value in shared.items() if value is not None}
+        return [parse(word, defaults=given) for word in self.metrics]
 
     @classmethod
     def quick_look(cls, **changes: Any) -> ProbePlan:
@@ -95,6 +104,8 @@ class ProbePlan:
             surface=13,
             exact=True,
             line=41,
+            search_steps=10,
+            search_restarts=1,
             first_seed_only=True,
             quick=True,
         )

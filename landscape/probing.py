@@ -68,6 +68,14 @@ class Subject:
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What one subject gave: its entry of the findings document, and its arrays by name."""
+
+    entry: dict[str, Any]
+    arrays: dict[str, np.ndarray[Any, Any]]
+
+
 def probe(
     model: nn.Module,
     loss: Callable[..., Any],
@@ -83,9 +91,8 @@ def probe(
         ValueError: the data, the loss or the plan do not fit the model (see `Objective`).
         FloatingPointError: the loss, the gradient or a product is not finite at the weights.
     """
-    return probe_all(
-        [Subject(model, loss, batches, label=label, method=label)], plan=plan, progress=progress
-    )
+    subject = Subject(model, loss, batches, label=label, method=label)
+    return probe_all([subject], plan=plan, progress=progress)
 
 
 def probe_all(
@@ -106,52 +113,125 @@ def probe_all(
         FloatingPointError: the loss, the gradient or a product is not finite at some weights; the
             message names the subject.
     """
-    if not subjects:
-        raise ValueError("there is no model to probe")
     plan = plan or ProbePlan()
-    first_of: dict[str, int] = {}
-    for index, subject in enumerate(subjects):
-        first_of.setdefault(subject.method, index)
-    probes = [
-        _Probe(
-            f"c{index}",
-            subject,
-            plan,
-            whole=not plan.first_seed_only or first_of[subject.method] == index,
-            progress=progress,
-            command=command,
-        )
-        for index, subject in enumerate(subjects)
-    ]
-    complete = True
-    try:
-        for one in probes:
-            one.measure_point()
-        half = plan.range
-        if half is None and (plan.surface or plan.line):
-            half = max(one.find_range() for one in probes if one.whole)
-        for one in probes:
-            one.measure_around(half)
-    except BudgetSpent:
-        complete = False
-    done = [one for one in probes if one.has_point]
-    entries = [one.finish() for one in done]
-    warnings = [] if complete else ["Partial result: the time budget was spent before the end."]
+    whole = measured_whole([subject.method for subject in subjects], plan)
+    session = Session(dict(enumerate(subjects)), plan, whole, progress=progress, command=command)
+    session.measure_around(session.measure_at_weights())
+    return assemble(
+        session.results(),
+        plan,
+        complete=session.complete,
+        data=subjects[0].data,
+        command=command,
+        title=title or (subjects[0].label if len(subjects) == 1 else "Comparison"),
+    )
+
+
+def measured_whole(methods: Sequence[str], plan: ProbePlan) -> frozenset[int]:
+    """The positions of the subjects that get a density and a plane: all, or each method's first."""
+    if not plan.first_seed_only:
+        return frozenset(range(len(methods)))
+    return frozenset(methods.index(method) for method in methods)
+
+
+class Session:
+    """The measurements of some subjects in two halves, so that several sessions can share axes.
+
+    Args:
+        subjects: by their position in the whole comparison.
+        plan: for all of them.
+        whole: positions that get a density, slices and a plane.
+        progress, command: as for `probe_all`.
+
+    Raises:
+        ValueError: no subject.
+    """
+
+    def __init__(
+        self,
+        subjects: Mapping[int, Subject],
+        plan: ProbePlan,
+        whole: frozenset[int],
+        *,
+        progress: Progress | None = None,
+        command: str | None = None,
+    ) -> None:
+        if not subjects:
+            raise ValueError("there is no model to probe")
+        self.plan = plan
+        self.complete = True
+        self._probes = {
+            position: _Probe(
+                f"c{position}",
+                subject,
+                plan,
+                whole=position in whole,
+                progress=progress,
+                command=command,
+            )
+            for position, subject in subjects.items()
+        }
+
+    def measure_at_weights(self) -> float | None:
+        """Loss, spectrum and sharpness; returns the range that the planes here ask for, if any."""
+        probes = list(self._probes.values())
+        try:
+            for one in probes:
+                one.measure_point()
+            if self.plan.range is not None or not (self.plan.surface or self.plan.line):
+                return self.plan.range
+            return max((one.find_range() for one in probes if one.whole), default=None)
+        except BudgetSpent:
+            self.complete = False
+            return None
+
+    def measure_around(self, half: float | None) -> None:
+        """Slices and planes out to `half` units of the directions; None: nothing."""
+        if half is None or not self.complete:
+            return
+        try:
+            for one in self._probes.values():
+                one.measure_around(half)
+        except BudgetSpent:
+            self.complete = False
+
+    def results(self) -> dict[int, Measured]:
+        """What was measured, by position; a subject whose loss was not reached is left out."""
+        return {
+            position: Measured(one.finish(), one.arrays)
+            for position, one in self._probes.items()
+            if one.has_point
+        }
+
+
+def assemble(
+    results: Mapping[int, Measured],
+    plan: ProbePlan,
+    *,
+    complete: bool,
+    data: Mapping[str, Any],
+    command: str | None,
+    title: str,
+) -> Findings:
+    """The findings of all subjects, in the order of their positions, with their comparison."""
+    ordered = [results[position] for position in sorted(results)]
+    entries = [measured.entry for measured in ordered]
+    warnings = [] if complete else ["Partial result: it was stopped before the end."]
     document = {
         "schema": 1,
         "kind": "probe",
         "complete": complete,
         "quick": plan.quick,
-        "title": title or (subjects[0].label if len(subjects) == 1 else "Comparison"),
+        "title": title,
         "command": command,
         "settings": _plain(dataclasses.asdict(plan)),
-        "data": dict(subjects[0].data) or None,
+        "data": dict(data) or None,
         "warnings": warnings,
         "checkpoints": entries,
         "comparison": compare_checkpoints(entries),
         "training": None,
     }
-    arrays = {name: array for one in done for name, array in one.arrays.items()}
+    arrays = {name: array for measured in ordered for name, array in measured.arrays.items()}
     return Findings(document, arrays)
 
 
