@@ -331,19 +331,15 @@ def _answer(findings: Findings, out: Path, settings: Settings) -> int:
         print((out / "result.json").read_text(encoding="utf-8").strip())
     else:
         from landscape.report.terminal import terminal_table
+        from landscape.report.warnings import grouped_warnings
 
         print(terminal_table(findings))
-        for warning in dict.fromkeys(_warnings(findings)):
-            print(f"warning: {warning}", file=sys.stderr)
+        for group in grouped_warnings(findings):
+            owner = group.owner(len(findings.checkpoints))
+            words = ["warning", owner, group.message] if owner else ["warning", group.message]
+            print(": ".join(words), file=sys.stderr)
         print(f"report: {out / 'report.html'}")
     return DONE if findings.document["complete"] else PARTIAL
-
-
-def _warnings(findings: Findings) -> list[str]:
-    found = list(findings.document["warnings"])
-    for checkpoint in findings.checkpoints:
-        found += [f"{checkpoint['label']}: {warning}" for warning in checkpoint["warnings"]]
-    return found
 
 
 def _finished(

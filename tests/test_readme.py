@@ -102,5 +102,5 @@ def test_the_numbers_stand_between_markers_and_come_from_a_run():
     begin, end = "<!-- demo:begin -->", "<!-- demo:end -->"
     assert README.count(begin) == README.count(end) == 1
     tables = README.partition(begin)[2].partition(end)[0]
-    for word in ("erm", "sam:rho=0.1", "ae-sam:rho=0.1", "lambda_max", "±"):
+    for word in ("erm", "sam-rho=0.1", "ae-sam-rho=0.1", "lambda_max", "±"):
         assert word in tables, word

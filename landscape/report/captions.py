@@ -35,7 +35,7 @@ def lead(findings: Findings) -> str:
             parts[-1] += ","
             parts.append(f"measured on {samples}{of} {kind}samples")
         if data.get("description"):
-            parts.append(f"({shown(data['description'], 120)})")
+            parts.append(f"({shown(data['description'], 240)})")
     elif findings.runs:
         training_entry = document.get("training") or {}
         sentence = f"<b>{len(findings.runs)} training runs</b>"

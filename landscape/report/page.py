@@ -36,6 +36,7 @@ from landscape.report.drawing import Figure
 from landscape.report.methods import methods_html
 from landscape.report.static import surface_png
 from landscape.report.text import clean, cut, escaped, shown
+from landscape.report.warnings import grouped_warnings
 
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -157,26 +158,17 @@ def _header(findings: Findings) -> str:
 
 
 def _warnings(findings: Findings) -> str:
-    """Everything that qualifies the numbers, before any of them; equal warnings are told once."""
-    owners: dict[str, list[str]] = {}
-    for warning in findings.document.get("warnings") or []:
-        owners.setdefault(clean(warning), [])
-    for checkpoint in findings.checkpoints:
-        label = str(checkpoint.get("label") or checkpoint["id"])
-        for warning in [*(checkpoint.get("warnings") or []), *captions.load_notes(checkpoint)]:
-            owners.setdefault(clean(warning), []).append(label)
-    if not owners:
+    """Everything that qualifies the numbers, before any of them."""
+    groups = grouped_warnings(findings)
+    if not groups:
         return (
             '<p class="no-warnings">No warnings: nothing here is known to qualify the numbers.</p>'
         )
     items = []
-    for warning, labels in owners.items():
-        whose = ""
-        if labels and len(labels) == len(findings.checkpoints) > 1:
-            whose = "<b>All checkpoints:</b> "
-        elif labels:
-            whose = f"<b>{', '.join(shown(label, 32) for label in labels)}:</b> "
-        items.append(f"<li>{whose}{shown(warning, 400)}</li>")
+    for group in groups:
+        owner = group.owner(len(findings.checkpoints))
+        whose = f"<b>{shown(owner, 160)}:</b> " if owner else ""
+        items.append(f"<li>{whose}{shown(group.message, 400)}</li>")
     head = "1 warning" if len(items) == 1 else f"{len(items)} warnings"
     return (
         f'<div class="warnings" role="note" aria-label="Warnings"><h2>{head}</h2>'

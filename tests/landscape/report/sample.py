@@ -51,7 +51,7 @@ def probe_findings(
         "schema": 1,
         "kind": "probe",
         "complete": True,
-        "quick": True,
+        "quick": False,
         "title": "mnist1d · cnn1d",
         "command": "landscape-probe runs/demo --quick",
         "settings": {"eigenvalues": 3, "trace_probes": 16, "surface": surface, "seed": 0},
