@@ -210,7 +210,7 @@ def _probe(
     from landscape.probing import assemble, measured_whole
 
     from .parallel import Order, measure, measure_here
-    from .subjects import Request, method_of, read_all, training_section
+    from .subjects import Request, check_same_data, method_of, read_all, training_section
 
     request = Request(
         model=settings["model"],
@@ -226,6 +226,7 @@ def _probe(
         allow_nonfinite=settings["allow_nonfinite"],
     )
     checkpoints = read_all(paths)
+    check_same_data(checkpoints, request)
     jobs = settings["jobs"] or _default_jobs(paths, settings["device"])
     jobs = min(jobs, len(paths))
     order = Order(

@@ -49,15 +49,9 @@ class Request:
     allow_nonfinite: bool
 
 
-def build_subjects(checkpoints: Sequence[Checkpoint], request: Request) -> list[Subject]:
-    """One subject a checkpoint, all of them on the same data.
-
-    Raises:
-        CommandError: exit code 2 where an option is missing or wrong, 3 where a file, user code or
-            data are bad, 4 where weights are not finite.
-    """
-    words = [_Words.of(checkpoint, request) for checkpoint in checkpoints]
-    data = {word.data: c.path for word, c in zip(words, checkpoints, strict=True)}
+def check_same_data(checkpoints: Sequence[Checkpoint], request: Request) -> None:
+    """Refuses checkpoints whose numbers would not compare; CommandError with exit code 2."""
+    data = {_Words.of(checkpoint, request).data: checkpoint.path for checkpoint in checkpoints}
     if len(data) > 1:
         first, second = list(data.values())[:2]
         raise CommandError(
@@ -65,12 +59,22 @@ def build_subjects(checkpoints: Sequence[Checkpoint], request: Request) -> list[
             f"{first} and {second} were trained on different data, so their numbers do not "
             "compare: probe them apart, or give the data for both with --data",
         )
+
+
+def build_subjects(checkpoints: Sequence[Checkpoint], request: Request) -> list[Subject]:
+    """One subject a checkpoint, each with its data.
+
+    Raises:
+        CommandError: exit code 2 where an option is missing or wrong, 3 where a file, user code or
+            data are bad, 4 where weights are not finite.
+    """
+    words = [_Words.of(checkpoint, request) for checkpoint in checkpoints]
     tasks: dict[int | None, Task] = {}
     for word in words:
         if word.noise_seed not in tasks:
             tasks[word.noise_seed] = _build_task(word, request)
     return [
-        _subject(checkpoint, word, tasks[word.noise_seed], request, shared=len(tasks) == 1)
+        _subject(checkpoint, word, tasks[word.noise_seed], request)
         for checkpoint, word in zip(checkpoints, words, strict=True)
     ]
 
@@ -190,9 +194,7 @@ def _build_task(words: _Words, request: Request) -> Task:
         raise CommandError(BAD_INPUT, str(error)) from error
 
 
-def _subject(
-    checkpoint: Checkpoint, words: _Words, task: Task, request: Request, *, shared: bool
-) -> Subject:
+def _subject(checkpoint: Checkpoint, words: _Words, task: Task, request: Request) -> Subject:
     run = checkpoint.run or {}
     seed = run.get("seed")
     try:
@@ -223,7 +225,7 @@ def _subject(
         test_batches=task.test.batches(_TEST_BATCH) if request.split == "train" else None,
         data={
             "description": task.description
-            + ("" if shared else "; each seed has the noisy labels that it was trained on"),
+            + ("" if words.noise_seed is None else "; each seed has its own draw of the noise"),
             "split": request.split,
             "num_samples": len(chosen),
             "num_samples_total": len(probed),

@@ -246,3 +246,48 @@ def test_help_lists_and_usage_errors_do_not_import_torch(arguments):
     )
     assert done.returncode in (0, 2, 3), done.stderr
     assert "AssertionError" not in done.stderr
+
+
+def test_the_number_of_processes_changes_no_number(runs, tmp_path):
+    documents = []
+    for jobs in ("1", "2"):
+        out = tmp_path / jobs
+        arguments = [str(runs), "--quick", *FAST, "--max-samples", "200", "--metrics", "sam"]
+        assert main([*arguments, "--jobs", jobs, "--out", str(out)]) == 0
+        document = json.loads((out / "result.json").read_text())
+        for checkpoint in document["checkpoints"]:
+            del checkpoint["provenance"]
+            for measured in checkpoint["sharpness"].values():
+                del measured["cost"]
+        documents.append(document)
+    assert documents[0]["checkpoints"] == documents[1]["checkpoints"]
+    assert documents[0]["comparison"] == documents[1]["comparison"]
+
+
+def test_a_signal_saves_what_there_is_and_exits_128_plus_its_number(runs, tmp_path, monkeypatch):
+    import os
+    import signal
+
+    from cli import probe
+
+    def signalling(self, process, what, done, total):
+        if what == "erm seed 1: trace":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(probe._Bars, "__call__", signalling)
+    out = tmp_path / "stopped"
+    arguments = [str(runs), "--quick", *FAST, "--jobs", "1", "--out", str(out)]
+    assert main(arguments) == 128 + signal.SIGTERM
+    document = json.loads((out / "result.json").read_text())
+    assert not document["complete"]
+    assert [c["label"] for c in document["checkpoints"]] == ["erm seed 0", "erm seed 1"]
+    assert document["checkpoints"][0]["trace"] is not None
+    assert document["checkpoints"][1]["trace"] is None
+    assert (out / "report.html").exists()
+
+
+def test_work_is_shared_out_with_the_dear_checkpoints_first():
+    from cli.parallel import shares
+
+    assert shares(9, frozenset({0, 3, 6}), 2) == [[0, 5, 6, 8], [1, 2, 3, 4, 7]]
+    assert shares(2, frozenset({0, 1}), 4) == [[0], [1]]
