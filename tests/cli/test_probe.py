@@ -111,6 +111,7 @@ def test_a_plain_state_dict_is_probed_with_the_model_and_data_named(tmp_path, ca
     assert document["data"]["num_samples"] == 200
 
 
+@pytest.mark.slow
 def test_report_only_redraws_and_computes_nothing(probed, capsys):
     before = fingerprints(probed)
     (probed / "report.html").unlink()
@@ -130,6 +131,7 @@ def test_a_result_edited_by_hand_is_never_drawn(runs, probed, tmp_path, capsys):
     assert "result.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_spent_time_budget_saves_what_there_is_and_exits_5(runs, tmp_path, capsys):
     out = tmp_path / "partial"
     arguments = [str(runs), "--out", str(out), "--time-budget", "0.5s", "--quiet"]
@@ -248,6 +250,7 @@ def test_help_lists_and_usage_errors_do_not_import_torch(arguments):
     assert "AssertionError" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_changes_no_number(runs, tmp_path):
     documents = []
     for jobs in ("1", "2"):

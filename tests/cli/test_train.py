@@ -246,6 +246,7 @@ def test_40_a_second_command_on_a_folder_in_use_ends_2(capfd) -> None:
     assert "x is in use by process" in code.stderr
 
 
+@pytest.mark.slow
 def test_48_an_odd_environment_changes_nothing(tmp_path: Path) -> None:
     odd = "caf\udce9 dossier"  # not UTF-8
     done = subprocess.run(

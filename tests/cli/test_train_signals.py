@@ -60,6 +60,7 @@ def finish(out: Path, *, epochs: int, jobs: int = 1) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP"])
+@pytest.mark.slow
 def test_38_a_signal_saves_and_ends_with_its_number(name: str, tmp_path: Path) -> None:
     number = getattr(signal, name)
     process = begin(tmp_path / "x")
@@ -98,6 +99,7 @@ def test_38_signals_to_the_whole_group_and_a_resume_give_the_same_bits(tmp_path:
         )
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_parent_alone_stops_every_worker(tmp_path: Path) -> None:
     process = begin(tmp_path / "x", jobs=2)
     wait_for_lines(tmp_path / "x", RUNS)
@@ -176,6 +178,7 @@ def test_37_kills_at_random_times_lose_at_most_an_epoch(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     process = begin(tmp_path / "x", jobs=2)
     wait_for_lines(tmp_path / "x", RUNS)

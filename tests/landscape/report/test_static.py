@@ -21,6 +21,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return write_figures(findings, tmp_path_factory.mktemp("figures"))
 
 
+@pytest.mark.slow
 def test_every_figure_comes_as_pdf_and_png_at_both_widths(written: list[Path]) -> None:
     names = {path.name for path in written}
     figures = static_figures(full_findings(surface=5))
@@ -28,6 +29,7 @@ def test_every_figure_comes_as_pdf_and_png_at_both_widths(written: list[Path]) -
     assert {"comparison", "spectrum", "slices", "contours", "surfaces", "training"} <= set(figures)
 
 
+@pytest.mark.slow
 def test_pictures_have_the_width_of_their_name(written: list[Path]) -> None:
     for path in written:
         width = float(path.stem.rsplit("-", 1)[1].removesuffix("in"))
@@ -40,6 +42,7 @@ def test_pictures_have_the_width_of_their_name(written: list[Path]) -> None:
             assert float(box.group(1).split()[2]) == pytest.approx(72 * width, abs=0.1), path.name
 
 
+@pytest.mark.slow
 def test_fonts_are_embedded_as_truetype_and_dates_are_fixed(written: list[Path]) -> None:
     for path in written:
         raw = path.read_bytes()
