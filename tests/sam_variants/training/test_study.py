@@ -1,7 +1,6 @@
 """A study: its folder, its processes, and what one failure does to the others."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
