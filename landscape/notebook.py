@@ -1,4 +1,4 @@
-"""Plotly figures of one line or one surface, for `.plot()` in a notebook."""
+"""Plotly figures of one line, surface or density, for `.plot()` in a notebook."""
 
 from __future__ import annotations
 
@@ -62,4 +62,29 @@ def surface_figure(
         xaxis_title="x (first direction)",
         yaxis_title="y (second direction)",
         template="simple_white",
+    )
+
+
+def density_figure(grid: Floats, density: Floats, *, band: Floats | None) -> Any:
+    """The spectral density on a log axis, with its 95 % band where there is one.
+
+    The axis ends five decades below the peak: a Gaussian kernel's tails say nothing further down.
+    """
+    import plotly.graph_objects as go
+
+    peak = float(density.max())
+    floor = 1e-5 * peak
+    figure = go.Figure()
+    if band is not None:
+        lower, upper = np.maximum(band, floor)
+        figure.add_scatter(x=grid, y=lower, mode="lines", line_width=0, showlegend=False)
+        figure.add_scatter(
+            x=grid, y=upper, mode="lines", line_width=0, fill="tonexty", name="95 % band"
+        )
+    figure.add_scatter(x=grid, y=np.maximum(density, floor), mode="lines", name="density")
+    figure.update_yaxes(
+        type="log", range=[np.log10(floor), np.log10(2 * peak)], title="density (1 / eigenvalue)"
+    )
+    return figure.update_layout(
+        xaxis_title="eigenvalue (loss / parameter²)", template="simple_white"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +56,13 @@ class SpectralDensity:
     @property
     def num_matvecs(self) -> int:
         return round(self.cost.products)
+
+    def plot(self) -> Any:
+        """The density with its band as a plotly figure."""
+        from landscape.notebook import density_figure
+
+        band = None if self.band is None else self.band.numpy()
+        return density_figure(self.grid.numpy(), self.density.numpy(), band=band)
 
     def mass_below(self, x: float) -> Estimate:
         """Share of the eigenvalues below x; see `mass_between`."""

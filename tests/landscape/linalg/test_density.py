@@ -148,3 +148,17 @@ def test_bad_arguments_are_named(options, message):
 def test_an_interval_turned_round_is_refused(density):
     with pytest.raises(ValueError, match="low must be < high, got 1 and 0"):
         density.mass_between(1, 0)
+
+
+def test_the_plot_shows_density_and_band_as_they_are():
+    spectrum = PrescribedSpectrum(torch.linspace(0, 10, 60, dtype=torch.float64))
+    density = slq_density(spectrum, num_runs=10, num_steps=8)
+    figure = density.plot()
+    by_name = {trace.name: np.asarray(trace.y) for trace in figure.data}
+    assert density.band is not None
+    high = density.density.numpy() > 1e-4 * float(density.density.max())
+    assert np.array_equal(by_name["density"][high], density.density.numpy()[high])
+    assert np.array_equal(by_name["95 % band"][high], density.band[1].numpy()[high])
+    assert figure.layout.yaxis.type == "log"
+    without = slq_density(spectrum, num_runs=3, num_steps=8).plot()
+    assert [trace.name for trace in without.data] == ["density"]

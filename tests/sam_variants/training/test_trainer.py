@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,40 @@ def test_a_run_that_was_stopped_mid_epoch_ends_with_the_same_bits(
     first, second = lines(tmp_path / "through"), lines(tmp_path / "stopped")
     assert_same(first, second)
     assert first[-1]["step"] == 18
+
+
+FINISH = """
+import sys
+from pathlib import Path
+from sam_variants.training import Recipe, Trainer, load_checkpoint
+
+for folder in map(Path, sys.argv[1:]):
+    recipe = Recipe.from_dict(load_checkpoint(folder / "checkpoint.pt")["recipe"])
+    trainer = Trainer(recipe, recipe.runs[0], folder)
+    assert trainer.train(stop=lambda: None, report=lambda share, line: None) is None
+"""
+
+
+@pytest.mark.slow
+def test_every_variant_goes_on_bit_for_bit_in_a_new_process(tmp_path: Path) -> None:
+    cases = [(variant, base) for variant in VARIANTS for base in ("sgd", "adamw")]
+    through, stopped = [], []
+    for variant, base in cases:
+        recipe = small(variants=(variant,), optimizer=base, lr=0.01)
+        name = f"{variant}-{base}"
+        through.append(trained(recipe, tmp_path / "through" / name))
+        folder = tmp_path / "stopped" / name
+        assert trained(recipe, folder, stop_after=13)["progress"]["batch"] == 13 % 8
+        stopped.append(folder)
+    done = subprocess.run(
+        [sys.executable, "-c", FINISH, *map(str, stopped)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for folder, whole in zip(stopped, through, strict=True):
+        assert_same(load_checkpoint(folder / "checkpoint.pt"), whole)
 
 
 def test_a_kill_between_checkpoint_and_metrics_loses_no_line(tmp_path: Path) -> None:
