@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landscape.plan import ProbePlan
+from sam_variants.training.workers import signals_blocked
 
 from .arguments import INTERNAL, CommandError
 
@@ -38,6 +38,7 @@ class Order:
     """What every worker is told."""
 
     paths: Sequence[Path]
+    methods: Sequence[str]  # one a path
     request: Request
     plan: ProbePlan
     whole: frozenset[int]
@@ -69,7 +70,8 @@ def measure(order: Order, *, jobs: int, is_over: Callable[[], bool], progress: P
     for share in shares(len(order.paths), order.whole, jobs):
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, stop, order, share), daemon=True)
-        process.start()
+        with signals_blocked():  # and blocked they stay there: the parent says when to stop
+            process.start()
         theirs.close()
         channels.append(ours)
         processes.append(process)
@@ -77,11 +79,12 @@ def measure(order: Order, *, jobs: int, is_over: Callable[[], bool], progress: P
         ranges = _gather(channels, stop, is_over, progress)
         known = [half for half in ranges if half is not None]
         for channel in channels:
-            channel.send(max(known, default=None))
+            with contextlib.suppress(OSError):  # it died: `_gather` will see
+                channel.send(max(known, default=None))
         answers = _gather(channels, stop, is_over, progress)
     finally:
         for process in processes:
-            process.terminate()
+            process.kill()  # SIGTERM is blocked there
             process.join()
     results: dict[int, Measured] = {}
     for measured, _, _ in answers:
@@ -124,7 +127,8 @@ def _begin(
 
     torch.set_num_threads(order.threads)
     checkpoints = read_all([order.paths[position] for position in share])
-    subjects = build_subjects(checkpoints, order.request)
+    methods = [order.methods[position] for position in share]
+    subjects = build_subjects(checkpoints, methods, order.request)
     numbered = dict(zip(share, subjects, strict=True))
     session = Session(numbered, order.plan, order.whole, progress=report, command=order.command)
     return session, subjects[0].data
@@ -143,7 +147,7 @@ def _gather(
             index = next(i for i, known in enumerate(channels) if known is channel)
             try:
                 kind, content = channels[index].recv()
-            except EOFError:
+            except (EOFError, OSError):
                 raise CommandError(
                     INTERNAL, "a measuring process ended (out of memory?); try --jobs 1"
                 ) from None
@@ -158,7 +162,6 @@ def _gather(
 
 def _work(channel: Connection, stop: Any, order: Order, share: Sequence[int]) -> None:
     """One process: measures its checkpoints at their weights, waits for the range, goes on."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
     from landscape.probing import BudgetSpent
 
     from .subjects import numerical_errors

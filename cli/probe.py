@@ -210,7 +210,14 @@ def _probe(
     from landscape.probing import assemble, measured_whole
 
     from .parallel import Order, measure, measure_here
-    from .subjects import Request, check_same_data, method_of, read_all, training_section
+    from .subjects import (
+        Request,
+        check_comparable,
+        check_device,
+        methods_of,
+        read_all,
+        training_section,
+    )
 
     request = Request(
         model=settings["model"],
@@ -226,14 +233,17 @@ def _probe(
         allow_nonfinite=settings["allow_nonfinite"],
     )
     checkpoints = read_all(paths)
-    check_same_data(checkpoints, request)
+    check_comparable(checkpoints, request)
+    check_device(settings["device"])
+    methods = methods_of(checkpoints)
     jobs = settings["jobs"] or _default_jobs(paths, settings["device"])
     jobs = min(jobs, len(paths))
     order = Order(
         paths=paths,
         request=request,
         plan=plan,
-        whole=measured_whole([method_of(checkpoint) for checkpoint in checkpoints], plan),
+        methods=methods,
+        whole=measured_whole(methods, plan),
         command=shlex.join([PROG, *argv]),
         threads=1 if _are_small(paths) else max(1, num_cores() // jobs),
     )
@@ -249,7 +259,9 @@ def _probe(
         finally:
             bars.close()
         if not results:
-            raise CommandError(PARTIAL, "stopped before anything was measured: nothing was saved")
+            stopped = interruption.signal
+            code = PARTIAL if stopped is None else SIGNALLED + stopped
+            raise CommandError(code, "stopped before anything was measured: nothing was saved")
         findings = assemble(
             results,
             plan,
@@ -379,10 +391,20 @@ def _finished(
 
 def _request_of(settings: Settings) -> dict[str, Any]:
     """What decides the data, beside the plan."""
-    names = ("model", "model_arg", "data", "split", "batch_size")
-    return _as_read_back(
-        {name: settings[name] for name in names} | {"max_samples": _num_samples(settings)}
-    )
+    names = ("model", "model_arg", "data", "data_dir", "split", "batch_size", "allow_nonfinite")
+    files = {
+        word: hashlib.sha256(path.read_bytes()).hexdigest()
+        for word in (settings["model"], settings["data"])
+        if word is not None and (path := _file_of(word)).is_file()
+    }
+    chosen = {name: settings[name] for name in names}
+    return _as_read_back(chosen | {"max_samples": _num_samples(settings), "files": files})
+
+
+def _file_of(word: str) -> Path:
+    """The file in `FILE.py:factory`, `npz:FILE` or `text:FILE`."""
+    kind, _, rest = word.partition(":")
+    return Path(rest if kind in ("npz", "text") else word.rpartition(":")[0] or word)
 
 
 def _as_read_back(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -421,7 +443,13 @@ def _title(paths: Sequence[Path]) -> str:
 def _config(settings: Settings) -> dict[str, Any]:
     """The options as a TOML file may hold them."""
     keys = [argument.key for argument in ARGUMENTS if argument.in_config]
-    return {key: settings[key] for key in keys if settings[key] not in (None, (), False)}
+    # 0 equals False, and means something: nothing of that kind
+    unset = (None, False)
+    return {
+        key: settings[key]
+        for key in keys
+        if settings[key] != () and not any(settings[key] is word for word in unset)
+    }
 
 
 def _print_plan(plan: ProbePlan, paths: Sequence[Path], out: Path, num_samples: int | None) -> int:

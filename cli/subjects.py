@@ -49,20 +49,41 @@ class Request:
     allow_nonfinite: bool
 
 
-def check_same_data(checkpoints: Sequence[Checkpoint], request: Request) -> None:
+def check_device(name: str) -> None:
+    """Refuses a device that cannot be used; CommandError with exit code 2."""
+    from sam_variants.training.failures import DeviceError
+    from sam_variants.training.trainer import usable_device
+
+    try:
+        usable_device(name)
+    except DeviceError as error:
+        raise CommandError(USAGE, str(error)) from error
+
+
+def check_comparable(checkpoints: Sequence[Checkpoint], request: Request) -> None:
     """Refuses checkpoints whose numbers would not compare; CommandError with exit code 2."""
+    seen: dict[str, str] = {}
+    for checkpoint in checkpoints:
+        if checkpoint.sha256 in seen:
+            first = seen[checkpoint.sha256]
+            raise CommandError(
+                USAGE, f"{first} and {checkpoint.path} hold the same bytes: name one of them"
+            )
+        seen[checkpoint.sha256] = checkpoint.path
     data = {_Words.of(checkpoint, request).data: checkpoint.path for checkpoint in checkpoints}
     if len(data) > 1:
         first, second = list(data.values())[:2]
         raise CommandError(
             USAGE,
-            f"{first} and {second} were trained on different data, so their numbers do not "
-            "compare: probe them apart, or give the data for both with --data",
+            f"{first} and {second} were trained on different data or losses, so their numbers "
+            "do not compare: probe them apart",
         )
 
 
-def build_subjects(checkpoints: Sequence[Checkpoint], request: Request) -> list[Subject]:
-    """One subject a checkpoint, each with its data.
+def build_subjects(
+    checkpoints: Sequence[Checkpoint], methods: Sequence[str], request: Request
+) -> list[Subject]:
+    """One subject a checkpoint, each of its method and with its data.
 
     Raises:
         CommandError: exit code 2 where an option is missing or wrong, 3 where a file, user code or
@@ -74,8 +95,8 @@ def build_subjects(checkpoints: Sequence[Checkpoint], request: Request) -> list[
         if word.noise_seed not in tasks:
             tasks[word.noise_seed] = _build_task(word, request)
     return [
-        _subject(checkpoint, word, tasks[word.noise_seed], request)
-        for checkpoint, word in zip(checkpoints, words, strict=True)
+        _subject(checkpoint, method, word, tasks[word.noise_seed], request)
+        for checkpoint, method, word in zip(checkpoints, methods, words, strict=True)
     ]
 
 
@@ -94,7 +115,7 @@ class _Words:
 
     @property
     def data(self) -> tuple[Any, ...]:
-        return self.task, self.task_options
+        return self.task, self.task_options, self.label_smoothing
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, request: Request) -> _Words:
@@ -140,11 +161,33 @@ def numerical_errors() -> Iterator[None]:
         raise CommandError(NUMERICAL, str(error)) from error
     except ValueError as error:
         raise CommandError(BAD_INPUT, str(error)) from error
+    except (RuntimeError, NotImplementedError) as error:  # what torch says of an operation
+        message = str(error).strip().splitlines() or [type(error).__name__]
+        raise CommandError(NUMERICAL, f"torch could not compute this: {message[0]}") from error
 
 
-def method_of(checkpoint: Checkpoint) -> str:
-    """The method whose seeds a checkpoint is one of: its run's label, else the file's name."""
-    return str((checkpoint.run or {}).get("label") or Path(checkpoint.path).stem)
+def methods_of(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """The method of each checkpoint: those of one method are its seeds, and no two share one.
+
+    It is the run's label (the file's name where there is no run), with the file's name where it is
+    another than checkpoint.pt, and the study's folder where there are several studies.
+    """
+    places = [_place(checkpoint) for checkpoint in checkpoints]
+    several = len({study for study, _ in places}) > 1
+    return [f"{study}/{label}" if several else label for study, label in places]
+
+
+def _place(checkpoint: Checkpoint) -> tuple[str, str]:
+    """The folder of the study, and the method's label in it."""
+    path = Path(checkpoint.path)
+    label = (checkpoint.run or {}).get("label")
+    if label is None:
+        return str(path.parent), path.stem
+    in_trajectory = path.parent.name == "trajectory"
+    run = path.parent.parent if in_trajectory else path.parent
+    if path.name == "checkpoint.pt":
+        return str(run.parent), str(label)
+    return str(run.parent), f"{label} {'epoch ' if in_trajectory else ''}{path.stem}"
 
 
 def training_section(checkpoints: Sequence[Checkpoint]) -> dict[str, Any] | None:
@@ -194,7 +237,9 @@ def _build_task(words: _Words, request: Request) -> Task:
         raise CommandError(BAD_INPUT, str(error)) from error
 
 
-def _subject(checkpoint: Checkpoint, words: _Words, task: Task, request: Request) -> Subject:
+def _subject(
+    checkpoint: Checkpoint, method: str, words: _Words, task: Task, request: Request
+) -> Subject:
     run = checkpoint.run or {}
     seed = run.get("seed")
     try:
@@ -214,13 +259,12 @@ def _subject(checkpoint: Checkpoint, words: _Words, task: Task, request: Request
     rows = fixed_rows(request.max_samples or len(probed), len(probed), seed=request.seed)
     chosen = Split(probed.inputs[rows], probed.targets[rows])
     model.to(request.device)
-    label = method_of(checkpoint)
     return Subject(
         model=model,
         loss=partial(task.loss, label_smoothing=words.label_smoothing),
         batches=chosen.batches(request.batch_size),
-        label=label if seed is None else f"{label} seed {seed}",
-        method=label,
+        label=method if seed is None else f"{method} seed {seed}",
+        method=method,
         seed=seed,
         test_batches=task.test.batches(_TEST_BATCH) if request.split == "train" else None,
         data={

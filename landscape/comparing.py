@@ -13,7 +13,8 @@ def compare_checkpoints(checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, A
     """The comparison of several checkpoints of a findings document; None for a single one.
 
     Checkpoints of one method are its seeds. The first method is the reference of the paired
-    differences, taken over the seeds that both have. Kendall's tau of each flatness measure with
+    differences, taken over the seeds that both have; what has no seed, or shares it with another
+    checkpoint of its method, is paired with nothing. Kendall's tau of each flatness measure with
     the generalisation gap runs over all checkpoints; it has no interval here, because checkpoints
     of one method are no independent draws.
     """
@@ -56,8 +57,11 @@ def scalars(checkpoint: Mapping[str, Any]) -> dict[str, float]:
         for name in ("loss", "accuracy", "test_loss", "test_accuracy", "gradient_norm")
     }
     found["gap"] = generalisation_gap(checkpoint)
-    tops = [p["value"] for p in checkpoint.get("eigenvalues") or [] if p["end"] == "top"]
-    bottoms = [p["value"] for p in checkpoint.get("eigenvalues") or [] if p["end"] == "bottom"]
+    pairs = checkpoint.get("eigenvalues") or []
+    tops = [pair["value"] for pair in pairs if pair["end"] == "top"]
+    bottoms = [pair["value"] for pair in pairs if pair["end"] == "bottom"]
+    if len(pairs) == checkpoint.get("num_parameters"):
+        bottoms = bottoms or tops  # the whole spectrum was found from the top
     found["lambda-max"] = tops[0] if tops else None
     found["lambda-min"] = bottoms[-1] if bottoms else None
     if checkpoint.get("trace"):
@@ -86,7 +90,7 @@ def _paired(
     reference: Mapping[Any, Mapping[str, Any]],
     measures: Sequence[str],
 ) -> dict[str, Any]:
-    common = [seed for seed in seeds if seed in reference]
+    common = [seed for seed in seeds if isinstance(seed, int) and seed in reference]
     differences: dict[str, Any] = {}
     for name in measures if common else ():
         mine, theirs = _values(seeds, common, name), _values(reference, common, name)

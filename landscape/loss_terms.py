@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -76,32 +77,50 @@ def count_terms(loss: Callable[..., Any], output: Any, target: Any) -> float:
     return float(len(target)) if target.ndim else 1.0
 
 
-def reduction(loss: Callable[..., Any], output: Any, target: Any) -> str | None:
-    """Whether the loss of a batch is the "mean" or the "sum" over its terms; None: neither.
+def declared_reduction(loss: Callable[..., Any]) -> str | None:
+    """The loss's own word, "mean" or "sum": a module's attribute, a partial's keyword."""
+    word = setting(loss, "reduction")
+    return word if word in ("mean", "sum") else None
 
-    It is asked, not believed: the loss of the first rows and of the others must make up the loss of
-    all, as a mean weighted by `count_terms` or as a sum. A batch of one row is set beside itself.
+
+def reduction(loss: Callable[..., Any], output: Any, target: Any) -> str | None:
+    """Whether the loss of a batch is the "mean" or the "sum" over its terms, or "neither".
+
+    It is asked, not believed: the loss of some rows and of the others must make up the loss of all,
+    as a mean weighted by `count_terms` or as a sum. A batch of one row is set beside itself. None
+    where no cut can tell: no rows, a loss of zero or not finite, a part without a term.
     """
     if not (isinstance(output, Tensor) and isinstance(target, Tensor)):
-        return "mean"
+        return None
     if output.ndim == 0 or target.ndim == 0 or len(output) != len(target) or len(target) == 0:
-        return "mean"
+        return None
     output = output.detach()
     if len(target) == 1:
         output, target = torch.cat([output, output]), torch.cat([target, target])
-    cut = (len(target) + 2) // 3
+    size = len(target)
+    for cut in dict.fromkeys([(size + 2) // 3, size - 1, 1]):
+        answer = _asked(loss, output, target, cut)
+        if answer is not None:
+            return answer
+    return None
+
+
+def _asked(loss: Callable[..., Any], output: Tensor, target: Tensor, cut: int) -> str | None:
     parts = [(output[:cut], target[:cut]), (output[cut:], target[cut:])]
+    counts = [count_terms(loss, *part) for part in parts]
+    if min(counts) == 0:
+        return None
     with torch.no_grad():
         whole = float(loss(output, target))
         losses = [float(loss(*part)) for part in parts]
-    counts = [count_terms(loss, *part) for part in parts]
-    if min(counts) == 0:
-        return "mean"
+    size = sum(map(abs, [whole, *losses]))
+    if size == 0 or not math.isfinite(size):
+        return None
     mean = sum(n * value for n, value in zip(counts, losses, strict=True)) / sum(counts)
-    tolerance = 1e3 * torch.finfo(output.dtype).eps * sum(map(abs, [whole, *losses]))
+    tolerance = 1e3 * torch.finfo(output.dtype).eps * size
     if abs(mean - whole) <= tolerance:
         return "mean"
-    return "sum" if abs(sum(losses) - whole) <= tolerance else None
+    return "sum" if abs(sum(losses) - whole) <= tolerance else "neither"
 
 
 def num_correct(loss: Callable[..., Any], output: Any, target: Any) -> tuple[Tensor, int] | None:

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .loss_terms import count_terms, num_correct, reduction
+from .loss_terms import count_terms, declared_reduction, num_correct, reduction
 from .parameters import ParameterSpace
 
 _RESIDENT_BYTES = 1 << 30  # data above this stay where they are and move to the device by batch
@@ -36,7 +36,8 @@ class Objective:
 
     L_b is the loss of batch b and N_b the number of its loss terms (targets other than
     `ignore_index`, weighted by class where the loss is; elements of a regression), so the answer
-    does not depend on how the data were split. A loss that sums is divided by N_b first.
+    does not depend on how the data were split. A loss that sums is divided by N_b first; which of
+    the two it does is found out by asking it about parts of each batch.
 
     The caller's model is never touched: evaluation runs on a copy that shares its tensors, in eval
     mode, through `functional_call` with cloned buffers. Weights, buffers, `.grad`, flags,
@@ -82,15 +83,14 @@ class Objective:
         self.dtype = dtype if dtype is not None else first.dtype
         self.device = torch.device(device) if device is not None else first.device
         self.loss = loss
+        if isinstance(loss, nn.Module) and type(loss).__module__.startswith("torch.nn."):
+            # Class weights compute where and in what precision we do. A user's own loss module is
+            # left alone: it may hold the model.
+            self.loss = copy.deepcopy(loss).to(self.device, self.dtype)
         self.fix_seeds = fix_seeds
         self.batch_norm = batch_norm
         self.theta = self.space.flatten(own).to(self.device, self.dtype)
-        self._constants = {
-            name: self._cast(tensor.detach())
-            for name, tensor in own.items()
-            if name not in self.space.names
-        }
-        self._buffers = {name: self._cast(buffer) for name, buffer in model.named_buffers()}
+        self.refresh(model)
         self._model = _twin(model)
 
         given = tuple(_detached(batch) for batch in batches)
@@ -103,6 +103,19 @@ class Objective:
         self._check_determinism()
         self.reduction, self._terms = self._survey()
         self.unused = self._find_unused()
+
+    def refresh(self, model: nn.Module) -> None:
+        """Takes what is not theta (buffers, parameters that do not move) as the model has it now.
+
+        The constructor does; a model that trains on has new running statistics to be measured with.
+        """
+        chosen = set(self.space.names)
+        self._constants = {
+            name: self._cast(tensor.detach()).clone()
+            for name, tensor in model.named_parameters()
+            if name not in chosen
+        }
+        self._buffers = {name: self._cast(b.detach()).clone() for name, b in model.named_buffers()}
 
     @property
     def num_parameters(self) -> int:
@@ -272,30 +285,39 @@ class Objective:
     def _survey(self) -> tuple[str, tuple[float, ...]]:
         """Whether the loss is a mean or a sum, and the terms of each batch: one forward pass."""
         counts: list[float] = []
-        found: str | None = "mean"
-        most_rows = 0
+        answers: set[str] = set()
+        guessed = False
         weights = self.space.unflatten(self.theta)
         with torch.no_grad(), self._guarded():
             for index, given in enumerate(self.batches):
-                batch, rows = self._cast(given), _num_rows(given)
+                batch = self._cast(given)
                 self._seed(index)
                 call = self._call(weights)
-                if not _is_pair(batch):
-                    answer = self.loss(call, batch)
-                    counts.append(float(answer[1]) if isinstance(answer, tuple) else float(rows))
+                if _is_pair(batch):
+                    output = call.on(batch[0])
+                    counts.append(count_terms(self.loss, output, batch[1]))
+                    answers.add(reduction(self.loss, output, batch[1]) or "unknown")
                     continue
-                output = call.on(batch[0])
-                counts.append(count_terms(self.loss, output, batch[1]))
-                if rows > most_rows and most_rows < 3:
-                    most_rows, found = rows, reduction(self.loss, output, batch[1])
-        if found is None and self.num_batches > 1:
+                answer = self.loss(call, batch)
+                guessed |= not isinstance(answer, tuple)
+                terms = answer[1] if isinstance(answer, tuple) else _num_rows(given)
+                counts.append(float(terms))
+        answers.discard("unknown")
+        if self.num_batches > 1 and (len(answers) > 1 or "neither" in answers):
             raise ValueError(
-                "the loss is neither the mean nor the sum over the rows of a batch, so several "
+                "the loss is neither the mean nor the sum over the terms of each batch, so several "
                 "batches cannot be put together; give the data as one batch"
+            )
+        if guessed and self.num_batches > 1:
+            warnings.warn(
+                "loss(model, batch) does not say how many terms its mean is over: batches are "
+                "weighted by their rows; return (loss, num_terms) where that is wrong",
+                stacklevel=4,
             )
         if not sum(counts) > 0:
             raise ValueError("the data hold no loss term (every target ignored, or empty batches)")
-        return found or "mean", tuple(counts)
+        found = next(iter(answers - {"neither"}), None)
+        return found or declared_reduction(self.loss) or "mean", tuple(counts)
 
     def _find_unused(self) -> tuple[str, ...]:
         """The parameters that the loss of the first batch does not depend on."""
@@ -320,6 +342,9 @@ class Objective:
             devices = [self.device] if cuda else []
             stack.enter_context(torch.random.fork_rng(devices=devices))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(torch.autocast(self.device.type, enabled=False))
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
             if cuda:
                 stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
             stack.enter_context(_eval_mode(self._model, self.batch_norm))

@@ -78,6 +78,9 @@ class ProbePlan:
             if getattr(self, name) not in allowed:
                 listed = ", ".join(str(word) for word in allowed if word)
                 raise ValueError(f"{name} must be one of {listed}, got {getattr(self, name)!r}")
+        for name in ("surface", "line", "trace_probes", "density_runs"):
+            if getattr(self, name) == 1 or getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or at least 2, got {getattr(self, name)}")
         if self.directions == "eigen" and (self.eigenvalues < 2 or self.ends == "bottom"):
             raise ValueError("directions 'eigen' need two eigenvalues at the top end")
         _ = self.specs

@@ -333,7 +333,7 @@ class _Probe:
                 seed=plan.seed,
                 progress=self._stage("eigenvalues"),
             )
-            self.cost += pairs.cost
+            self.cost += dataclasses.replace(pairs.cost, seconds=0.0)  # wall time is added once
             self.entry["eigenvalues"] = [
                 {
                     "value": float(pairs.values[i]),
@@ -359,7 +359,7 @@ class _Probe:
                 eigenpairs=pairs,
                 progress=self._stage("trace"),
             )
-            self.cost += trace.cost
+            self.cost += dataclasses.replace(trace.cost, seconds=0.0)
             self.entry["trace"] = {
                 "value": trace.value,
                 "standard_error": trace.standard_error,
@@ -377,7 +377,7 @@ class _Probe:
             seed=self.plan.seed,
             progress=self._stage("density"),
         )
-        self.cost += density.cost
+        self.cost += dataclasses.replace(density.cost, seconds=0.0)
         largest = float(density.nodes.abs().max())
         cut = NEAR_ZERO * largest
         bulk = density.mass_between(-cut, cut)
@@ -414,11 +414,12 @@ class _Probe:
             self.warnings += map(str, estimate.details.get("warnings", ()))
         self._tell("sharpness", len(specs), len(specs))
         self.entry["sharpness"] = found
-        self.entry["gradient_norm"] = (
-            found["gradient-norm"]["value"]
-            if "gradient-norm" in found
-            else float(torch.linalg.vector_norm(self.objective.gradient(self.theta).double()))
-        )
+        if "gradient-norm" in found:
+            self.entry["gradient_norm"] = found["gradient-norm"]["value"]
+        else:
+            gradient = self.objective.gradient(self.theta).double()
+            self.entry["gradient_norm"] = float(torch.linalg.vector_norm(gradient))
+            self.cost += Cost(gradients=1)
 
     def _ask_second_opinion(self) -> None:
         self._tell("second opinion", 0, None)
@@ -542,6 +543,8 @@ class _Probe:
         if plan.directions == "eigen":
             assert self.spectrum.eigenpairs is not None
             vectors = self.spectrum.eigenpairs.at("top").vectors
+            if vectors.shape[1] < 2:
+                raise ValueError("directions 'eigen' need two eigenvectors, and there is one")
             return eigenvector_direction(vectors[:, 0]), eigenvector_direction(vectors[:, 1])
         drawn = random_directions(theta, num_directions=2, seed=plan.seed)
         if plan.directions == "random":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from .checkpoint import Checkpoint
 from .errors import CheckpointError
 
-_OWN_FORMAT = "loss-landscape-toolkit/"
+_OWN_FAMILY, _OWN_FORMAT = "loss-landscape-toolkit/", "loss-landscape-toolkit/1"
 
 
 def read_torch_file(path: Path, sha256: str) -> Checkpoint | None:
@@ -26,7 +25,9 @@ def read_torch_file(path: Path, sha256: str) -> Checkpoint | None:
     _check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle raises what its bytes happen to spell
         reason = str(error).strip().splitlines()
         unsafe = "Unsupported global" in str(error) or "Unsupported class" in str(error)
         raise CheckpointError(
@@ -37,17 +38,28 @@ def read_torch_file(path: Path, sha256: str) -> Checkpoint | None:
         ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a state dict")
-    if str(content.get("format", "")).startswith(_OWN_FORMAT):
-        return Checkpoint(
-            path=str(path),
-            format=str(content["format"]),
-            weights=dict(content["model"]),
-            sha256=sha256,
-            recipe=content["recipe"],
-            run=content.get("run"),
-            history=list(content.get("history", [])),
-        )
+    if str(content.get("format", "")).startswith(_OWN_FAMILY):
+        return _own_checkpoint(path, content, sha256)
     return Checkpoint(str(path), "state dict", _tensors_of(path, content), sha256)
+
+
+def _own_checkpoint(path: Path, content: Mapping[str, Any], sha256: str) -> Checkpoint:
+    if content["format"] != _OWN_FORMAT:
+        raise CheckpointError(
+            f"{path}: written in format {content['format']}, and this version reads {_OWN_FORMAT}"
+        )
+    for key, kind in (("model", Mapping), ("recipe", Mapping), ("run", Mapping), ("history", list)):
+        if not isinstance(content.get(key), kind):
+            raise CheckpointError(f"{path}: damaged: {key!r} is missing or of another type")
+    return Checkpoint(
+        path=str(path),
+        format=_OWN_FORMAT,
+        weights=_tensors_of(path, content["model"]),
+        sha256=sha256,
+        recipe=content["recipe"],
+        run=content["run"],
+        history=list(content["history"]),
+    )
 
 
 def _tensors_of(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -82,7 +82,12 @@ class CurvatureGauge:
         return self.objective.space.flatten(dict(self._model.named_parameters()))
 
     def measure(self) -> Measurement:
-        """The signal at the weights of the moment, and what it took."""
+        """The signal at the weights of the moment, and what it took.
+
+        Raises:
+            FloatingPointError: the loss, its gradient or a product is not finite there.
+        """
+        self.objective.refresh(self._model)  # running statistics have moved since
         theta = self.theta
         if self.signal == "lambda-max":
             value, cost = self._lambda_max(theta)

@@ -36,7 +36,7 @@ from sam_variants.training.folder import append_line, write_text
 from sam_variants.training.recipe import Recipe, Run
 
 if TYPE_CHECKING:
-    from sam_variants.training.geometry import CurvatureGauge
+    from sam_variants.training.geometry import CurvatureGauge, Measurement
 
 CHECKPOINT, BEST, METRICS, TRAJECTORY = "checkpoint.pt", "best.pt", "metrics.jsonl", "trajectory"
 TESTED_EACH_EPOCH = 2000  # samples; all of them at the end
@@ -94,7 +94,7 @@ class Trainer:
         cores: int = 1,
     ) -> None:
         self.recipe, self.run, self.folder = recipe, run, folder
-        self.device, self.dtype = _device(recipe.device), _dtype(recipe.precision)
+        self.device, self.dtype = usable_device(recipe.device), _dtype(recipe.precision)
         torch.set_num_threads(1)
         self.task = recipe_task(recipe, run, allow_code=allow_code)
         try:
@@ -295,7 +295,7 @@ class Trainer:
         policy = self.optimizer.policy
         if self.gauge is None or not policy.wants_measurement(self.step):
             return
-        measured = self.gauge.measure()
+        measured = self._measured(self.gauge)
         policy.observe(measured.value)
         # the optimizer counts in batches of the training, the gauge in passes over its own samples
         ratio = self.gauge.objective.num_samples / self.recipe.batch_size
@@ -369,12 +369,21 @@ class Trainer:
             line |= self._curvature(line["lr"])
         return line
 
+    def _measured(self, gauge: CurvatureGauge) -> Measurement:
+        try:
+            return gauge.measure()
+        except FloatingPointError as error:
+            raise DivergedError(
+                f"{self.run.name}: no curvature at step {self.step}: {error}; lower the learning "
+                "rate or the radius"
+            ) from error
+
     def _curvature(self, lr: float) -> dict[str, Any]:
         """lambda_max on the fixed training samples, with the edges that SGD and SAM have there."""
         from sam_variants.training.geometry import gradient_edge, sam_edge
 
         assert self.probe is not None
-        measured = self.probe.measure()
+        measured = self._measured(self.probe)
         found: dict[str, Any] = {
             "lambda_max": measured.value,
             "lambda_max_residual": self.probe.residual,
@@ -587,7 +596,8 @@ def _lr_schedule(recipe: Recipe) -> Schedule:
     return schedule(recipe.schedule, warmup=recipe.warmup)
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """The device of that name; DeviceError where this machine cannot use it."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

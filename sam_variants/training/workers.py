@@ -142,7 +142,7 @@ class _Worker:
         self._process = context.Process(
             target=_work, args=(theirs, order, os.getpid()), daemon=True
         )
-        with _blocked():
+        with signals_blocked():
             self._process.start()
         theirs.close()  # else the end of the process would not end the channel
 
@@ -174,7 +174,7 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _blocked() -> Iterator[None]:
+def signals_blocked() -> Iterator[None]:
     """The stopping signals wait while a process starts; it inherits the mask and lifts it itself.
 
     So a Ctrl-C during the child's import of torch is not a traceback on the terminal.

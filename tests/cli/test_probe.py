@@ -294,3 +294,82 @@ def test_work_is_shared_out_with_the_dear_checkpoints_first():
 
     assert shares(9, frozenset({0, 3, 6}), 2) == [[0, 5, 6, 8], [1, 2, 3, 4, 7]]
     assert shares(2, frozenset({0, 1}), 4) == [[0], [1]]
+
+
+def test_a_zero_survives_the_configuration(tmp_path, capsys):
+    zeros = ["--surface", "0", "--line", "0", "--trace-probes", "0", "--eigenvalues", "0"]
+    assert main([*zeros, "--density-runs", "0", "--rho", "0", "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    for key in ("surface", "line", "trace_probes", "eigenvalues", "density_runs"):
+        assert f"{key} = 0\n" in printed
+    assert "rho = 0.0\n" in printed
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda"])
+def test_35_a_device_that_is_not_there_is_a_usage_error(runs, tmp_path, capsys, device):
+    if device == "cuda" and torch.cuda.is_available():
+        device = "xpu"
+    assert main([str(runs), "--device", device, "--out", str(tmp_path / "o")]) == 2
+    assert f"device '{device}' cannot be used here" in capsys.readouterr().err
+
+
+def test_one_point_is_no_plane_and_refused_before_any_work(capsys):
+    for option in ("--surface", "--line", "--trace-probes", "--density-runs"):
+        assert main(["somewhere", option, "1"]) == 2
+        assert "must be 0 or at least 2" in capsys.readouterr().err
+
+
+def test_the_same_checkpoint_twice_is_no_second_seed(runs, tmp_path, capsys):
+    path = str(runs / "erm-seed0")
+    assert main([path, path, "--out", str(tmp_path / "o")]) == 2
+    assert "hold the same bytes" in capsys.readouterr().err
+
+
+def test_runs_of_two_studies_and_other_files_of_a_run_are_methods_of_their_own(tmp_path):
+    from cli.subjects import methods_of
+    from landscape.checkpoints import Checkpoint
+
+    def checkpoint(path, label="sam"):
+        run = None if label is None else {"label": label, "seed": 0}
+        return Checkpoint(path, "", {}, path, run=run)
+
+    one = [checkpoint("a/sam-seed0/checkpoint.pt"), checkpoint("a/sam-seed1/checkpoint.pt")]
+    assert methods_of(one) == ["sam", "sam"]
+    both = [*one, checkpoint("b/sam-seed0/checkpoint.pt")]
+    assert methods_of(both) == ["a/sam", "a/sam", "b/sam"]
+    files = [checkpoint("a/s/checkpoint.pt"), checkpoint("a/s/best.pt")]
+    files.append(checkpoint("a/s/trajectory/5.pt"))
+    assert methods_of(files) == ["sam", "sam best", "sam epoch 5"]
+    plain = [checkpoint("x/net.pt", None), checkpoint("y/net.pt", None)]
+    assert methods_of(plain) == ["x/net", "y/net"]
+
+
+def test_checkpoints_trained_on_different_losses_are_not_compared(runs, tmp_path, capsys):
+    other = tmp_path / "other"
+    train(["--variants", "erm", "--task", "digits", "--model", "logistic", "--epochs", "1",
+           "--label-smoothing", "0.3", "--jobs", "1", "--out", str(other), "--quiet"])  # fmt: skip
+    capsys.readouterr()
+    code = main([str(runs / "erm-seed0"), str(other / "erm-seed0"), "--out", str(tmp_path / "o")])
+    assert code == 2
+    assert "different data or losses" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_group_saves_too(runs, tmp_path):
+    import os
+    import signal
+    import time
+
+    out = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.probe", str(runs), "--thorough", "--jobs", "2",
+         "--trace-probes", "200000", "--out", str(out), "--quiet"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    time.sleep(25)  # both processes are busy with a trace that takes minutes
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    document = json.loads((out / "result.json").read_text())
+    assert not document["complete"]
+    assert len(document["checkpoints"]) >= 2

@@ -2,7 +2,7 @@
 
 import pytest
 
-from landscape.comparing import compare_checkpoints, generalisation_gap
+from landscape.comparing import compare_checkpoints, generalisation_gap, scalars
 
 
 def checkpoint(method, seed, top, gap):
@@ -81,3 +81,18 @@ def test_the_gap_without_accuracies_is_that_of_the_losses():
     assert generalisation_gap(entry) == pytest.approx(0.4)
     entry["test_loss"] = None
     assert generalisation_gap(entry) is None
+
+
+def test_what_has_no_seed_is_paired_with_nothing():
+    entries = [checkpoint("a", None, 1.0, 0.1), checkpoint("a", None, 1.1, 0.1)]
+    entries += [checkpoint("b", None, 0.5, 0.1), checkpoint("b", None, 0.6, 0.1)]
+    assert compare_checkpoints(entries)["methods"][1]["paired"] == {}
+
+
+def test_lambda_min_is_the_last_of_a_whole_spectrum():
+    entry = checkpoint("erm", 0, 8.0, 0.2)
+    entry["eigenvalues"] = [{"value": v, "end": "top"} for v in (3.0, 1.0, -2.0)]
+    entry["num_parameters"] = 3
+    assert scalars(entry)["lambda-min"] == -2.0
+    entry["num_parameters"] = 4
+    assert "lambda-min" not in scalars(entry)

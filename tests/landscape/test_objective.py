@@ -124,7 +124,7 @@ def test_batches_of_any_other_form_call_the_loss_with_the_bound_model():
     whole = Objective(model, F.cross_entropy, [(x, y)])
 
     def loss(call, batch):
-        return F.cross_entropy(call(batch["x"]), batch["y"])
+        return F.cross_entropy(call(batch["x"]), batch["y"]), len(batch["y"])
 
     split = [{"x": a, "y": b} for a, b in uneven(x, y)]
     objective = Objective(model, loss, split)
@@ -163,7 +163,7 @@ def test_a_loss_coupled_across_rows_is_refused_for_several_batches_only():
 
     x, y = reference_data()
     assert Objective(reference_net(), coupled, [(x, y)]).num_batches == 1
-    with pytest.raises(ValueError, match="neither the mean nor the sum over the rows"):
+    with pytest.raises(ValueError, match="neither the mean nor the sum over the terms"):
         Objective(reference_net(), coupled, uneven(x, y))
 
 
@@ -385,3 +385,101 @@ def test_batch_statistics_are_those_of_each_batch_when_asked_for():
     assert objective.value(objective.theta) == pytest.approx(expected, rel=1e-13)
     with pytest.raises(ValueError, match="batch_norm must be"):
         Objective(model, F.cross_entropy, [(x, y)], batch_norm="train")
+
+
+def test_a_dict_batch_without_its_number_of_terms_is_weighted_by_rows_with_a_warning():
+    x, y = reference_data()
+
+    def loss(call, batch):
+        return F.cross_entropy(call(batch["x"]), batch["y"])
+
+    batches = [{"x": a, "y": b} for a, b in uneven(x, y)]
+    with pytest.warns(UserWarning, match=r"return \(loss, num_terms\)"):
+        objective = Objective(reference_net(), loss, batches)
+    whole = float(F.cross_entropy(reference_net()(x), y).detach())
+    assert objective.value(objective.theta) == pytest.approx(whole, rel=1e-13)
+    Objective(reference_net(), loss, batches[:1])  # one batch: nothing to weigh, no warning
+
+
+def test_a_sum_is_recognised_where_the_loss_is_zero_by_its_own_word():
+    model = nn.Linear(3, 2).double()
+    x = torch.randn(20, 3, dtype=torch.float64)
+    y = model(x).detach()
+    objective = Objective(model, nn.MSELoss(reduction="sum"), [(x, y)])
+    mean = Objective(model, nn.MSELoss(), [(x, y)])
+    assert objective.reduction == "sum"
+    v = torch.ones_like(mean.theta)
+    assert torch.allclose(objective.hvp(mean.theta, v), mean.hvp(mean.theta, v), atol=1e-14)
+
+
+def test_a_sum_is_recognised_behind_a_first_third_of_ignored_targets():
+    x, y = reference_data()
+    y = torch.cat([torch.full((30,), -100), y[30:]])
+    summed = Objective(reference_net(), nn.CrossEntropyLoss(reduction="sum"), [(x, y)])
+    mean = Objective(reference_net(), F.cross_entropy, [(x, y)])
+    assert summed.value(summed.theta) == pytest.approx(mean.value(mean.theta), rel=1e-13)
+
+
+def test_every_batch_is_asked_and_a_hidden_ignore_index_is_refused():
+    x, y = reference_data()
+    y = torch.cat([y[:25].clamp(min=1), torch.where(torch.arange(25) % 2 == 0, 0, y[25:])])
+    hidden = lambda out, t: F.cross_entropy(out, t, ignore_index=0)  # noqa: E731
+    with pytest.raises(ValueError, match="neither the mean nor the sum over the terms"):
+        Objective(reference_net(), hidden, [(x[:25], y[:25]), (x[25:], y[25:])])
+    told = partial(F.cross_entropy, ignore_index=0)
+    objective = Objective(reference_net(), told, [(x[:25], y[:25]), (x[25:], y[25:])])
+    whole = float(told(reference_net()(x), y).detach())
+    assert objective.value(objective.theta) == pytest.approx(whole, rel=1e-13)
+
+
+def test_a_loss_that_is_nan_at_the_weights_is_a_nan_and_no_wrong_complaint():
+    model = reference_net()
+    with torch.no_grad():
+        model[2].bias.fill_(math.nan)
+    objective = Objective(model, F.cross_entropy, uneven(*reference_data()))
+    assert math.isnan(objective.value(objective.theta))
+
+
+def test_class_weights_in_another_precision_compute_in_ours():
+    x, y = reference_data(dtype=torch.float32)
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 3.0]))
+    objective = Objective(reference_net(torch.float32), loss, uneven(x, y), dtype=torch.float64)
+    assert math.isfinite(objective.value(objective.theta))
+    assert loss.weight.dtype == torch.float32
+
+
+def test_full_precision_whatever_the_caller_has_switched_on():
+    x, y = reference_data(dtype=torch.float32)
+    model = reference_net(torch.float32)
+    expected = Objective(model, F.cross_entropy, [(x, y)]).value
+    theta = Objective(model, F.cross_entropy, [(x, y)]).theta
+    before = expected(theta)
+    seen = []
+
+    def loss(out, target):
+        seen.append((out.dtype, torch.get_float32_matmul_precision()))
+        return F.cross_entropy(out, target)
+
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert Objective(model, loss, [(x, y)]).value(theta) == before
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert set(seen) == {(torch.float32, "highest")}
+
+
+def test_what_the_model_does_afterwards_changes_nothing_until_it_is_refreshed():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
+    x, y = reference_data()
+    objective = Objective(model, F.cross_entropy, [(x, y)], parameters="2.*")
+    before = objective.value(objective.theta)
+    with torch.no_grad():
+        model[0].weight.mul_(3)
+    model.train()(x)
+    assert objective.value(objective.theta) == before
+    objective.refresh(model)
+    expected = float(F.cross_entropy(model.eval()(x), y).detach())
+    assert objective.value(objective.theta) == pytest.approx(expected, rel=1e-13)

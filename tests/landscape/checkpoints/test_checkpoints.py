@@ -181,3 +181,38 @@ def test_a_folder_stands_for_its_checkpoint_or_those_of_its_runs_in_order(tmp_pa
 def test_a_folder_without_checkpoints_says_what_was_looked_for(tmp_path):
     with pytest.raises(CheckpointError, match=r"looked for checkpoint\.pt"):
         find_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "loss-landscape-toolkit/99"}, "this version reads loss-landscape-toolkit/1"),
+        ({"model": 3}, "'model' is missing or of another type"),
+        ({"recipe": None}, "'recipe' is missing or of another type"),
+        ({"model": {"w": "text"}}, "these keys hold no tensor: w"),
+    ],
+)
+def test_a_damaged_checkpoint_of_ours_is_named(tmp_path, changes, message):
+    content = {
+        "format": "loss-landscape-toolkit/1",
+        "recipe": {},
+        "model": net().state_dict(),
+        "history": [],
+        "run": {},
+    }
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(saved(tmp_path, {**content, **changes}))
+
+
+def test_flipped_bytes_of_a_legacy_file_never_escape_as_anything_else(tmp_path):
+    path = saved(tmp_path, net().state_dict(), _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for place in torch.randint(len(whole), (150,), generator=generator).tolist():
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x41
+        path.write_bytes(bytes(damaged))
+        try:
+            read_checkpoint(path)
+        except CheckpointError as error:
+            assert str(path) in str(error)  # noqa: PT017

@@ -463,3 +463,11 @@ def test_train_reports_shares_that_rise_to_one_and_every_line(tmp_path: Path) ->
     assert shares == sorted(shares)
     assert shares[-1] == 1
     assert [line["epoch"] for _, line in seen if line] == [1, 2, 3]
+
+
+def test_curvature_that_cannot_be_measured_is_a_divergence_and_no_internal_error(
+    tmp_path: Path,
+) -> None:
+    recipe = small(variants=("erm",), lr=1e30, epochs=1, batch_size=455, probe_every=1)
+    with pytest.raises(DivergedError, match=r"erm-seed0"):
+        trained(recipe, tmp_path)
