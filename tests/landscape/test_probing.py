@@ -284,3 +284,16 @@ def test_one_radius_reaches_every_measure_that_gives_none_itself():
     plan = ProbePlan(metrics=("sam", "sam:rho=0.2", "trace"), rho=0.1)
     assert [spec.options.get("rho") for spec in plan.specs] == [0.1, 0.2, None]
     assert [spec.label for spec in plan.specs] == ["sam", "sam:rho=0.2", "trace"]
+
+
+def test_a_loss_that_never_rises_enough_gets_the_range_one_and_a_warning():
+    def bounded(out, target):
+        return 1 + torch.sigmoid(out).mean()
+
+    plan = ProbePlan.quick_look(
+        surface=3, line=0, density_runs=0, trace_probes=0, eigenvalues=0, metrics=()
+    )
+    findings = probe(net(), bounded, [data()], plan=plan)
+    assert findings.arrays["surface_c0_x"].tolist() == [-1, 0, 1]
+    warnings = findings.checkpoints[0]["warnings"]
+    assert any("Range of the plane set to 1" in warning for warning in warnings)
