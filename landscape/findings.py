@@ -54,7 +54,7 @@ _COORDINATES = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Findings:
     """What was measured: a document of plain values, and the arrays that it speaks of.
 
@@ -66,6 +66,12 @@ class Findings:
 
     document: dict[str, Any]
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        names = [str(entry.get("label") or entry["id"]) for entry in self.checkpoints[:3]]
+        more = ", ..." if len(self.checkpoints) > 3 else ""
+        about = f" of {', '.join(names)}{more}" if names else ""
+        return f"<Findings{about}: {len(self.arrays)} arrays; .table(), .show(), save_findings>"
 
     @property
     def checkpoints(self) -> list[dict[str, Any]]:

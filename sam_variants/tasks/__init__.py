@@ -59,7 +59,7 @@ TASKS: dict[str, Entry] = {
     "npz:FILE": Entry(f"{_HERE}.npz:npz", "your x_train, y_train, x_test, y_test in one .npz file"),
     _FACTORY: Entry(
         f"{_HERE}.user_task:user_task",
-        "training and test data that your importable function returns",
+        "what your importable function returns: training and test data, each (inputs, labels)",
     ),
     _FACTORY_FILE: Entry(
         f"{_HERE}.user_task:user_task", "the same from a file of yours, with --allow-code"

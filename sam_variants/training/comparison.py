@@ -217,6 +217,8 @@ def _difference(entry: Mapping[str, Any] | None) -> str:
     if entry["interval"] is None:
         return text
     low, high = entry["interval"]
+    if low == high:  # the seeds differ by one and the same number: that is no certainty
+        return text
     return f"{text} [{100 * low:+.2f}, {100 * high:+.2f}]"
 
 

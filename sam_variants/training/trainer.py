@@ -438,9 +438,11 @@ class Trainer:
         if bad is not None:
             index, value = bad
             step = self.step - self.batch + index + 1
+            saved = (self.folder / CHECKPOINT).is_file()
+            kept = "the last good checkpoint is kept" if saved else "nothing had been saved yet"
             raise DivergedError(
                 f"{self.run.name}: the loss is {value} at step {step} "
-                f"(epoch {self.epoch + 1}); the last good checkpoint is kept: lower lr or rho, "
+                f"(epoch {self.epoch + 1}); {kept}: lower lr or rho, "
                 "or give --clip"
             )
 

@@ -308,3 +308,11 @@ def test_reading_and_drawing_findings_imports_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_printing_findings_says_what_they_are_and_not_their_numbers():
+    entries = [{"id": f"c{i}", "label": f"net {i}"} for i in range(5)]
+    findings = Findings({"checkpoints": entries}, {"line_c0_t": np.arange(1000.0)})
+    assert repr(findings) == (
+        "<Findings of net 0, net 1, net 2, ...: 1 arrays; .table(), .show(), save_findings>"
+    )

@@ -102,3 +102,10 @@ def test_the_table_says_percent_and_points() -> None:
 def test_nothing_to_compare_is_an_error() -> None:
     with pytest.raises(ValueError, match="no finished run"):
         compare([])
+
+
+def test_a_difference_that_all_seeds_share_shows_no_interval_of_no_width() -> None:
+    from sam_variants.training.comparison import _difference
+
+    assert _difference({"difference": -0.5, "interval": [-0.5, -0.5]}) == "-50.00"
+    assert _difference({"difference": 0.1, "interval": [0.0, 0.2]}) == "+10.00 [+0.00, +20.00]"
