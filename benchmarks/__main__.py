@@ -13,14 +13,14 @@ BENCHMARKS = ("eigenpairs", "products", "sam_step")
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], default=list(BENCHMARKS))
+    parser.add_argument("--only", action="append", choices=BENCHMARKS, help="may be repeated")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
     print(
         f"{'promise':42} {'ours':>10} {'other':>10} {'unit':8} {'ratio':>6} {'target':>8}  beside"
     )
-    for name in options.names:
+    for name in options.only or BENCHMARKS:
         for row in importlib.import_module(f"benchmarks.{name}").run():
             rows.append(row)
             print(
