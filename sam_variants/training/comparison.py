@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-CONFIDENCE = 0.95
+from landscape.statistics import CONFIDENCE, paired, summary
 
 # What is compared, in this order: the key of comparison.json and the key of a run's last line.
 MEASURES = {
@@ -32,59 +31,6 @@ class RunResult:
     label: str
     seed: int
     final: Mapping[str, Any]
-
-
-def half_width(values: Sequence[float]) -> float | None:
-    """Half of the 95 % Student-t interval of the mean; None for fewer than two values.
-
-    t_{0.975, n-1} s / sqrt(n),     s^2 = (1/(n-1)) sum_i (x_i - mean)^2
-    """
-    if len(values) < 2:
-        return None
-    from scipy.special import stdtrit
-
-    quantile = float(stdtrit(len(values) - 1, 0.5 + CONFIDENCE / 2))
-    return quantile * deviation(values) / math.sqrt(len(values))
-
-
-def mean(values: Sequence[float]) -> float:
-    """The mean, summed without rounding on the way."""
-    return math.fsum(values) / len(values)
-
-
-def deviation(values: Sequence[float]) -> float:
-    """The sample standard deviation s, with n - 1; nan for one value."""
-    if len(values) < 2:
-        return math.nan
-    centre = mean(values)
-    return math.sqrt(math.fsum((x - centre) ** 2 for x in values) / (len(values) - 1))
-
-
-def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation and 95 % interval; the last two null for one value."""
-    half = half_width(values)
-    centre = mean(values)
-    return {
-        "mean": _finite(centre),
-        "standard_deviation": _finite(deviation(values)),
-        "interval": None if half is None else _interval(centre, half),
-    }
-
-
-def paired(values: Sequence[float], reference: Sequence[float]) -> dict[str, Any]:
-    """The mean difference to the reference over the same seeds, with its 95 % interval.
-
-    Both runs of a pair share weights at the start, data and batch order, so what the seed adds to
-    both drops out. Null interval for one pair.
-    """
-    differences = [a - b for a, b in zip(values, reference, strict=True)]
-    half = half_width(differences)
-    centre = mean(differences)
-    return {
-        "difference": _finite(centre),
-        "interval": None if half is None else _interval(centre, half),
-        "num_pairs": len(differences),
-    }
 
 
 def compare(results: Sequence[RunResult]) -> dict[str, Any]:
@@ -140,15 +86,6 @@ def _values(
 ) -> list[float] | None:
     values = [runs[seed].get(key) for seed in seeds]
     return None if any(v is None for v in values) else [float(v) for v in values if v is not None]
-
-
-def _interval(centre: float, half: float) -> list[float] | None:
-    low, high = centre - half, centre + half
-    return [low, high] if math.isfinite(low) and math.isfinite(high) else None
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def table(comparison: Mapping[str, Any]) -> str:

@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sam_variants.training.comparison import (
-    RunResult,
-    caption,
-    compare,
-    half_width,
-    paired,
-    summary,
-    table,
-)
+from landscape.statistics import half_width, paired, summary
+from sam_variants.training.comparison import RunResult, caption, compare, table
 
 A = [0.811, 0.823, 0.807, 0.829]
 B = [0.851, 0.848, 0.861, 0.850]
