@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .estimate import Cost
+from .surface import num_passes
 
 Progress = Callable[[int, int | None], None]
 Align = Callable[[Tensor, Tensor], Tensor]
@@ -223,7 +224,7 @@ def path_barrier(
         length=length,
         num_nonfinite=int(np.isnan(loss).sum()),
         warnings=_warnings(objective),
-        cost=Cost(forwards=float(num_points), seconds=time.perf_counter() - begin),
+        cost=Cost(forwards=num_passes(objective) * num_points, seconds=time.perf_counter() - begin),
     )
 
 
@@ -268,7 +269,7 @@ def barrier_matrix(
         start, end = thetas[i], thetas[j]
         if align is not None:
             end = align(start, end)
-            _check_unchanged(objective.evaluate(end).loss, float(losses[j]), end, j)
+            require_same_loss(objective.evaluate(end).loss, float(losses[j]), end, f"minimum {j}")
         distances[i, j] = distances[j, i] = _distance(start, end)
         loss = np.full(num_points, np.nan)
         loss[0], loss[-1] = losses[i], losses[j]
@@ -293,7 +294,7 @@ def barrier_matrix(
         num_points=num_points,
         aligned=align is not None,
         warnings=_warnings(objective),
-        cost=Cost(forwards=float(forwards), seconds=time.perf_counter() - begin),
+        cost=Cost(forwards=num_passes(objective) * forwards, seconds=time.perf_counter() - begin),
     )
 
 
@@ -388,11 +389,12 @@ def _highest(
     return float(excess[highest]), float(t[highest]), max(0.0, float(np.nanmax(excess[::2])))
 
 
-def _check_unchanged(found: float, loss: float, theta: Tensor, number: int) -> None:
+def require_same_loss(found: float, loss: float, theta: Tensor, name: str) -> None:
+    """Raises RuntimeError where an alignment changed the loss by more than rounding."""
     slack = 1e4 * torch.finfo(theta.dtype).eps * max(abs(loss), 1.0)  # the sums change their order
     if not abs(found - loss) <= slack:
         raise RuntimeError(
-            f"minimum {number} has loss {loss:.9g} and {found:.9g} after its alignment, which must "
+            f"{name} has loss {loss:.9g} and {found:.9g} after its alignment, which must "
             "not change it: does the model have more than a sequence of layers, or batch norm with "
             "running statistics (use batch_norm='batch')?"
         )

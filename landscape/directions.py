@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -243,6 +243,71 @@ def between(start: Tensor, end: Tensor) -> Tensor:
     direction = end - start
     check_direction(direction, start, "the direction between the two points")
     return direction
+
+
+class PointsOnPlane(NamedTuple):
+    """The plane through three points, and where on it they lie.
+
+    Point i is center + coordinates[i] @ directions.
+    """
+
+    directions: Tensor  # (2, P), orthonormal, in the points' dtype
+    coordinates: Tensor  # (3, 2) float64, in parameter norm: of center (0, 0), second and third
+
+
+def plane_through(center: Tensor, second: Tensor, third: Tensor) -> PointsOnPlane:
+    """Orthonormal directions of the plane through three points, each (P,), and its coordinates.
+
+        u = second - center,  v = third - center;    d1 = u / ||u||,  d2 ~ v - <v, d1> d1
+
+    so that the second point lies at (||u||, 0) and the third at (<v, d1>, h) with h > 0. Distances
+    and angles on the plane are those of parameter space, as they would not be along u and v.
+
+    Raises:
+        ValueError: other shapes, numbers that are not finite; two points that are the same, or
+            three on one line, up to the rounding of their numbers.
+
+    Source: T. Garipov et al., "Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs"
+        (2018), figure 1.
+    """
+    points = {"center": center, "second": second, "third": third}
+    for name, point in points.items():
+        if point.dim() != 1 or point.shape != center.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(point.shape)}, center {tuple(center.shape)}: "
+                "they are no points of one parameter space"
+            )
+        if not bool(torch.isfinite(point).all()):
+            raise ValueError(f"{name} holds numbers that are not finite")
+    # What is as short as the rounding of the points themselves has no direction.
+    rounding = 8 * torch.finfo(center.dtype).eps * max(map(_norm, points.values()))
+    u, v = (point.double() - center.double() for point in (second, third))
+    sides = {"center and second": _norm(u), "center and third": _norm(v)}
+    sides["second and third"] = _norm(v - u)
+    for names, length in sides.items():
+        if length <= rounding:
+            raise ValueError(
+                f"{names} are the same point up to rounding ({length:.3g} apart): "
+                "two points span a line, not a plane"
+            )
+    first = u / sides["center and second"]
+    rest = v
+    for _ in range(2):  # the second pass removes what rounding left of the first direction
+        rest = rest - (first @ rest) * first
+    height = _norm(rest)
+    # The smallest distance of a point from the line through the other two.
+    flatness = height * sides["center and second"] / max(sides.values())
+    if flatness <= rounding:
+        raise ValueError(
+            f"the three points lie on one line up to rounding (one is {flatness:.3g} off the line "
+            "through the others): they span no plane"
+        )
+    coordinates = torch.tensor(
+        [[0.0, 0.0], [sides["center and second"], 0.0], [float(first @ v), height]],
+        dtype=torch.float64,
+    )
+    directions = torch.stack([first, rest / height]).to(center.dtype)
+    return PointsOnPlane(directions, coordinates)
 
 
 def _normalised(

@@ -85,10 +85,13 @@ class Objective:
         batch_norm: "eval" (running statistics) or "batch" (statistics of each batch as it is given;
             the answer then depends on the split).
         fix_seeds: a seed per batch from this number on, for models that draw random numbers.
+        micro_batch: batches are cut into pieces of at most so many rows, for memory; the answer is
+            the same where the rows of a batch do not depend on each other.
 
     Raises:
-        ValueError: no data; a batch whose loss changes when it is evaluated again; a loss that is
-            neither a mean nor a sum over the rows of several batches; no parameter matches.
+        ValueError: no data; micro_batch < 1, or beside the statistics of each batch; a batch whose
+            loss changes when it is evaluated again; a loss that is neither a mean nor a sum over
+            the rows of several batches; no parameter matches.
     """
 
     def __init__(
@@ -102,9 +105,16 @@ class Objective:
         device: torch.device | str | None = None,
         batch_norm: str = "eval",
         fix_seeds: int | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         if batch_norm not in ("eval", "batch"):
             raise ValueError(f"batch_norm must be 'eval' or 'batch', got {batch_norm!r}")
+        if micro_batch is not None and micro_batch < 1:
+            raise ValueError(f"micro_batch must be >= 1, got {micro_batch}")
+        if micro_batch is not None and batch_norm == "batch":
+            raise ValueError(
+                "micro_batch would change the statistics of each batch: batch norm 'eval'"
+            )
         model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper prefixes every name
         self.space = ParameterSpace.of(model, parameters)
         own = dict(model.named_parameters())
@@ -125,6 +135,8 @@ class Objective:
         given = tuple(_detached(batch) for batch in batches)
         if not given:
             raise ValueError("the data hold no batch: nothing to measure the loss on")
+        if micro_batch is not None:
+            given = tuple(piece for batch in given for piece in _pieces(batch, micro_batch))
         resident = sum(t.nbytes for batch in given for t in _tensors(batch)) <= _RESIDENT_BYTES
         self.batches = tuple(map(self._cast, given)) if resident else given
         self.reduction = "mean"
@@ -164,6 +176,18 @@ class Objective:
             part._terms = part._survey()[1]
         return part
 
+    def on_statistics(self, statistics: Mapping[str, Tensor] | None) -> Objective:
+        """The same objective with other statistics in its batch norms, over the same data.
+
+        Running statistics by the names of their buffers; None: those of each batch as it is given.
+        """
+        other = copy.copy(self)
+        if statistics is None:
+            other.batch_norm = "batch"
+        else:
+            other._buffers = {**self._buffers, **{n: self._cast(s) for n, s in statistics.items()}}
+        return other
+
     def refresh(self, model: nn.Module) -> None:
         """Takes what is not theta (buffers, parameters that do not move) as the model has it now.
 
@@ -202,6 +226,15 @@ class Objective:
         return self.batch_norm == "eval" and any(
             getattr(module, "running_mean", None) is not None for module in self._model.modules()
         )
+
+    @property
+    def batch_norms(self) -> dict[str, _BatchNorm]:
+        """The batch norms with running statistics, by name: the very modules that evaluate."""
+        return {
+            name: module
+            for name, module in self._model.named_modules()
+            if isinstance(module, _BatchNorm) and module.running_mean is not None
+        }
 
     @property
     def kinks(self) -> tuple[str, ...]:
@@ -674,6 +707,13 @@ def _rows_of(thing: Any, index: Tensor, num_rows: int) -> Any:
     if isinstance(thing, tuple | list):
         return tuple(_rows_of(value, index, num_rows) for value in thing)
     return thing
+
+
+def _pieces(batch: Any, size: int) -> Iterator[Any]:
+    """The batch's rows in their order, at most so many at a time."""
+    num_rows = _num_rows(batch)
+    for begin in range(0, num_rows, size):
+        yield _rows_of(batch, torch.arange(begin, min(begin + size, num_rows)), num_rows)
 
 
 def _num_rows(batch: Any) -> int:

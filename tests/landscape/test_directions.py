@@ -12,6 +12,7 @@ from landscape.directions import (
     gradient_direction,
     layer_normalised,
     orthonormalise,
+    plane_through,
     random_directions,
     report_directions,
 )
@@ -286,3 +287,81 @@ def test_the_report_refuses_what_is_no_direction():
         report_directions([theta * 0], theta)
     with pytest.raises(ValueError, match="at least one direction"):
         report_directions([], theta)
+
+
+# -- The plane through three points ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_plane_through_three_points_holds_them_where_it_says(dtype):
+    points = torch.randn(3, 200, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    directions, coordinates = plane_through(*points)
+    eps = torch.finfo(dtype).eps
+    assert directions.dtype == dtype
+    assert coordinates.dtype == torch.float64
+    torch.testing.assert_close(
+        directions.double() @ directions.double().T,
+        torch.eye(2, dtype=torch.float64),
+        atol=4 * eps,
+        rtol=0,
+    )
+    found = points[0].double() + coordinates @ directions.double()
+    torch.testing.assert_close(found, points.double(), atol=100 * eps, rtol=0)
+
+
+def test_distances_and_angles_on_the_plane_are_those_of_parameter_space():
+    """A 3-4-5 triangle, turned and moved: the right angle is at the centre."""
+    turn = orthonormalise(torch.randn(2, 9, generator=torch.Generator().manual_seed(1)).double())
+    center = torch.linspace(5, 6, 9, dtype=torch.float64)
+    second, third = center + 4 * turn[0], center - 3 * turn[1]
+    found = plane_through(center, second, third)
+    expected = torch.tensor([[0, 0], [4, 0], [0, 3]], dtype=torch.float64)
+    torch.testing.assert_close(found.coordinates, expected, atol=1e-13, rtol=0)
+    torch.testing.assert_close(found.directions[0], turn[0])
+    torch.testing.assert_close(found.directions[1], -turn[1])
+    # An obtuse triangle: the third point lies on the far side of the centre.
+    obtuse = plane_through(center, second, center - turn[0] + turn[1])
+    torch.testing.assert_close(obtuse.coordinates[2], torch.tensor([-1, 1.0], dtype=torch.float64))
+
+
+def test_a_sliver_of_a_triangle_still_has_perpendicular_axes():
+    generator = torch.Generator().manual_seed(2)
+    center, end, aside = torch.randn(3, 300, generator=generator, dtype=torch.float64)
+    found = plane_through(center, end, (center + end) / 2 + 1e-9 * aside)
+    assert abs(float(found.directions[0] @ found.directions[1])) < 1e-14
+    assert 0 < float(found.coordinates[2, 1]) < 1e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("share", [0.5, 2.0, -1.0, 0.003])
+def test_points_on_one_line_span_no_plane_whatever_rounding_makes_of_them(dtype, share):
+    """In float32 the middle of two points is not on their line, but off it by rounding."""
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        center = torch.randn(500, generator=generator, dtype=torch.float64)
+        step = 1e-2 * torch.randn(500, generator=generator, dtype=torch.float64)
+        points = [center, center + step, center + share * step]
+        with pytest.raises(ValueError, match=r"on one line up to rounding .*: they span no plane"):
+            plane_through(*(point.to(dtype) for point in points))
+
+
+def test_two_points_that_are_the_same_are_named():
+    center = torch.linspace(1, 2, 50)
+    other, third = center + torch.eye(50)[0], center + torch.eye(50)[1]
+    for points, names in (
+        ((center, center * (1 + 1e-7), third), "center and second"),
+        ((center, other, center), "center and third"),
+        ((center, other, other.clone()), "second and third"),
+    ):
+        with pytest.raises(ValueError, match=f"{names} are the same point up to rounding"):
+            plane_through(*points)
+
+
+def test_a_plane_refuses_other_spaces_and_numbers_that_are_not_finite():
+    center, second, third = torch.eye(3)
+    with pytest.raises(ValueError, match=r"third has shape \(4,\), center \(3,\)"):
+        plane_through(center, second, torch.ones(4))
+    with pytest.raises(ValueError, match=r"center has shape \(1, 3\)"):
+        plane_through(center[None], second[None], third[None])
+    with pytest.raises(ValueError, match="second holds numbers that are not finite"):
+        plane_through(center, second * math.inf, third)

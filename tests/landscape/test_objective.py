@@ -712,3 +712,28 @@ def test_rows_without_a_loss_term_are_refused():
     objective = Objective(reference_net(), nn.CrossEntropyLoss(), [(x, y)])
     with pytest.raises(ValueError, match="no loss term"):
         objective.over_rows([0, 1])
+
+
+def test_micro_batches_change_no_number():
+    model, x, y = reference_net(), *reference_data(23)
+    whole = Objective(model, F.cross_entropy, [(x, y)])
+    cut = Objective(model, F.cross_entropy, [(x, y)], micro_batch=5)
+    assert cut.num_batches == 5
+    assert cut.num_terms == whole.num_terms == 23
+    theta = whole.theta
+    assert cut.value(theta) == pytest.approx(whole.value(theta), rel=1e-13)
+    torch.testing.assert_close(cut.gradient(theta), whole.gradient(theta))
+    v = torch.ones_like(theta)
+    torch.testing.assert_close(cut.hvp(theta, v), whole.hvp(theta, v))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"micro_batch": 0}, "micro_batch must be >= 1, got 0"),
+        ({"micro_batch": 2, "batch_norm": "batch"}, "change the statistics"),
+    ],
+)
+def test_micro_batches_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Objective(reference_net(), F.cross_entropy, [reference_data(6)], **options)

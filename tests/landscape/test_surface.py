@@ -8,7 +8,13 @@ from torch import nn
 
 from landscape.directions import filter_normalised
 from landscape.objective import Objective
-from landscape.surface import automatic_range, scan_line, scan_plane, worth_evaluating_all
+from landscape.surface import (
+    GridPoints,
+    automatic_range,
+    scan_line,
+    scan_plane,
+    worth_evaluating_all,
+)
 from tests.references import FunctionObjective, plane_objective
 
 COARSE = torch.linspace(-1, 1, 5)
@@ -348,3 +354,324 @@ def test_the_automatic_range_refuses_a_flat_direction_and_bad_arguments():
     ):
         with pytest.raises(ValueError, match=message):
             automatic_range(objective, e1, **options)
+
+
+# -- A stopped scan goes on -----------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(num_points):
+    """A progress callback that ends the scan after so many points of its own."""
+    calls = iter(range(1, num_points + 1))
+
+    def progress(done, total):
+        if next(calls) == num_points:
+            raise Stopped
+
+    return progress
+
+
+def same_surface(found, expected):
+    """Every field but the cost, bit for bit."""
+    for name in expected.__dataclass_fields__.keys() - {"cost"}:
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        if isinstance(theirs, torch.Tensor):
+            np.testing.assert_array_equal(ours.numpy(), theirs.numpy(), err_msg=name)
+        else:
+            assert ours == theirs, name
+
+
+def rough(x, y):
+    """A loss that takes the spline two rounds: a bump between the first lattice's lines."""
+    return 1 + x**2 + 2 * y**2 - 0.5 * math.exp(-((x - 0.75) ** 2 + (y - 0.07) ** 2) / 4e-3)
+
+
+def test_the_bump_takes_the_spline_a_second_round():
+    objective, e1, e2 = plane_objective(rough)
+    totals = []
+    found = scan_plane(
+        objective, e1, e2, x=FINE, y=FINE, exact=False, progress=lambda _, n: totals.append(n)
+    )
+    assert len(set(totals)) > 1
+    assert not found.exact
+
+
+@pytest.mark.parametrize("stops", [(1,), (40,), (200, 100, 30), (313,), (330,)])
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_stopped_scan_goes_on_to_the_same_bits(exact, stops):
+    objective, e1, e2 = plane_objective(rough)
+    arguments = {"x": FINE, "y": FINE, "exact": exact, "seed": 3}
+    expected = scan_plane(objective, e1, e2, **arguments)
+    points = GridPoints(FINE, FINE)
+    for number, stop in enumerate(stops, start=1):
+        with pytest.raises(Stopped):
+            scan_plane(objective, e1, e2, **arguments, known=points, progress=stop_after(stop))
+        assert points.num_known == sum(stops[:number])
+    del objective.visited[:]
+    found = scan_plane(objective, e1, e2, **arguments, known=points)
+    same_surface(found, expected)
+    missing = expected.num_evaluated - sum(stops)
+    assert found.cost.forwards == len(objective.visited) == missing + 2
+    assert points.num_known == expected.num_evaluated
+
+
+def test_a_stopped_scan_of_a_net_with_accuracies_and_holes_goes_on_to_the_same_bits():
+    model, objective = trained_net(dtype=torch.float32)
+    d1, d2 = (
+        filter_normalised(objective.space, objective.theta, model=model, seed=seed)
+        for seed in (0, 1)
+    )
+    arguments = {"x": [-1.0, 0.0, 1.0, 3e38], "y": COARSE, "exact": True}
+    expected = scan_plane(objective, d1, d2, **arguments)
+    assert expected.num_nonfinite == 5
+    points = GridPoints(arguments["x"], COARSE)
+    with pytest.raises(Stopped):
+        scan_plane(objective, d1, d2, **arguments, known=points, progress=stop_after(9))
+    assert int(np.isnan(points.values["loss"][points.evaluated]).sum()) == 2
+    restored = GridPoints.from_arrays(points.as_arrays())
+    same_surface(scan_plane(objective, d1, d2, **arguments, known=restored), expected)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_hole_found_before_the_stop_is_the_hole_of_an_unbroken_scan(exact, value):
+    objective, e1, e2 = plane_objective(lambda x, y: value if y < -0.9 else rough(x, y))
+    arguments = {"x": FINE, "y": FINE, "exact": exact}
+    expected = scan_plane(objective, e1, e2, **arguments)
+    points = GridPoints(FINE, FINE)
+    with pytest.raises(Stopped):
+        scan_plane(objective, e1, e2, **arguments, known=points, progress=stop_after(1500))
+    same_surface(scan_plane(objective, e1, e2, **arguments, known=points), expected)
+    assert not np.isinf(points.values["loss"]).any()
+
+
+def test_an_error_of_the_objective_leaves_what_was_known():
+    calls = iter(range(1000))
+
+    def function(x, y):
+        if next(calls) == 8:
+            raise KeyboardInterrupt
+        return 1 + x + y**2
+
+    objective, e1, e2 = plane_objective(function)
+    points = GridPoints(COARSE, COARSE)
+    with pytest.raises(KeyboardInterrupt):
+        scan_plane(objective, e1, e2, x=COARSE, y=COARSE, exact=True, known=points)
+    assert points.num_known == 7  # the first evaluation is the centre's
+    assert np.isnan(points.values["loss"][~points.evaluated]).all()
+
+
+def test_a_finished_scan_is_answered_from_what_is_known():
+    objective, e1, e2 = plane_objective(rough)
+    points = GridPoints(FINE, FINE)
+    first = scan_plane(objective, e1, e2, x=FINE, y=FINE, exact=False, known=points)
+    calls = []
+    again = scan_plane(
+        objective,
+        *(e1, e2),
+        x=FINE,
+        y=FINE,
+        exact=False,
+        known=points,
+        progress=lambda *c: calls.append(c),
+    )
+    same_surface(again, first)
+    assert again.cost.forwards == 2
+    assert calls == []
+
+
+def test_points_that_a_scan_does_not_ask_for_stay_out_of_it():
+    """What is known from an exact scan does not make the interpolated one another surface."""
+    objective, e1, e2 = plane_objective(rough)
+    points = GridPoints(FINE, FINE)
+    scan_plane(objective, e1, e2, x=FINE, y=FINE, exact=True, known=points)
+    expected = scan_plane(objective, e1, e2, x=FINE, y=FINE, exact=False)
+    found = scan_plane(objective, e1, e2, x=FINE, y=FINE, exact=False, known=points)
+    same_surface(found, expected)
+
+
+def test_progress_goes_on_counting_from_what_is_known():
+    objective, e1, e2 = plane_objective(lambda x, y: x)
+    points = GridPoints(COARSE, [0.0, 1.0])
+    arguments = {"x": COARSE, "y": [0.0, 1.0], "exact": True, "known": points}
+    with pytest.raises(Stopped):
+        scan_plane(objective, e1, e2, **arguments, progress=stop_after(4))
+    calls = []
+    scan_plane(objective, e1, e2, **arguments, progress=lambda *c: calls.append(c))
+    assert calls == [(done, 10) for done in range(5, 11)]
+
+
+@pytest.mark.parametrize("within", [0.0, 1e6])
+def test_the_clocks_decision_is_kept_and_not_made_again(within):
+    objective, e1, e2 = plane_objective(rough)
+    expected = scan_plane(objective, e1, e2, x=FINE, y=FINE, exact=within > 0)
+    points = GridPoints(FINE, FINE)
+    with pytest.raises(Stopped):
+        scan_plane(
+            objective,
+            *(e1, e2),
+            x=FINE,
+            y=FINE,
+            exact_within=within,
+            known=points,
+            progress=stop_after(20),
+        )
+    assert points.exact is (within > 0)
+    points = GridPoints.from_arrays(points.as_arrays())
+    # The clock would now say the opposite.
+    found = scan_plane(objective, e1, e2, x=FINE, y=FINE, exact_within=1e6 - within, known=points)
+    assert found.exact is expected.exact
+    np.testing.assert_array_equal(found.loss.numpy(), expected.loss.numpy())
+
+
+def stopped_scan(function=rough):
+    """An objective, its directions and the points of a scan that was stopped after three."""
+    objective, e1, e2 = plane_objective(function)
+    points = GridPoints(COARSE, COARSE)
+    with pytest.raises(Stopped):
+        scan_plane(
+            objective,
+            *(e1, e2),
+            x=COARSE,
+            y=COARSE,
+            exact=True,
+            known=points,
+            progress=stop_after(3),
+        )
+    return objective, e1, e2, points
+
+
+def test_points_of_other_weights_data_or_directions_are_refused():
+    objective, e1, e2, points = stopped_scan()
+
+    def go_on(objective=objective, d1=e1, d2=e2, x=COARSE, y=COARSE, **options):
+        scan_plane(objective, d1, d2, x=x, y=y, exact=True, known=points, **options)
+
+    num_evaluations = len(objective.visited)
+    with pytest.raises(ValueError, match="5 values of x, and not 51"):
+        go_on(x=FINE)
+    with pytest.raises(ValueError, match="lie at other values of y"):
+        go_on(y=COARSE * (1 + 1e-7))
+    assert len(objective.visited) == num_evaluations  # refused before anything is evaluated
+
+    other_data, _, _ = plane_objective(rough, offset=1e-12)
+    with pytest.raises(ValueError, match=r"other weights or data: the loss at their centre is"):
+        go_on(other_data)
+    with pytest.raises(ValueError, match="other weights or data"):
+        go_on(theta=objective.theta + 0.1 * e1)
+    flat, _, _ = plane_objective(lambda x, y: rough(0, 0))
+    with pytest.raises(ValueError, match="lie on another plane"):
+        go_on(flat, theta=objective.theta + 0.1 * e1)  # other weights of the same loss
+    other = torch.eye(6, dtype=torch.float64)[2]
+    for directions in ((e2, e1), (-e1, e2), (e1, 2 * e2), (e1, other)):
+        with pytest.raises(ValueError, match="lie on another plane"):
+            go_on(d1=directions[0], d2=directions[1])
+    single = FunctionObjective(objective.function, objective.theta.float())
+    with pytest.raises(ValueError, match="in another precision"):
+        go_on(single)
+    assert points.num_known == 3
+    go_on()
+    assert points.num_known == 25
+
+
+def test_the_points_of_a_map_are_not_those_of_a_surface():
+    objective, e1, e2, _ = stopped_scan()
+    points = GridPoints(COARSE, COARSE, quantities=("loss", "lambda_max"))
+    with pytest.raises(ValueError, match="hold loss, lambda_max, and not loss, accuracy"):
+        scan_plane(objective, e1, e2, x=COARSE, y=COARSE, exact=True, known=points)
+
+
+def test_stored_points_come_back_through_arrays_of_float64_and_int32(tmp_path):
+    objective, e1, e2, points = stopped_scan()
+    arrays = points.as_arrays()
+    assert {array.dtype for array in arrays.values()} == {np.dtype("f8"), np.dtype("i4")}
+    assert all(array.size for array in arrays.values())
+    np.savez(tmp_path / "points.npz", **arrays)
+    with np.load(tmp_path / "points.npz") as file:
+        # A NetCDF file holds its numbers the other way round.
+        swapped = {name: file[name].astype(file[name].dtype.newbyteorder(">")) for name in file}
+    restored = GridPoints.from_arrays(swapped)
+    expected = scan_plane(objective, e1, e2, x=COARSE, y=COARSE, exact=True)
+    found = scan_plane(objective, e1, e2, x=COARSE, y=COARSE, exact=True, known=restored)
+    same_surface(found, expected)
+    assert found.cost.forwards == expected.cost.forwards - 3
+    with pytest.raises(ValueError, match="lie on another plane"):
+        scan_plane(objective, e2, e1, x=COARSE, y=COARSE, exact=True, known=restored)
+
+
+def test_points_are_stored_before_the_first_scan_too():
+    points = GridPoints.from_arrays(GridPoints(COARSE, FINE).as_arrays())
+    assert points.shape == (51, 5)
+    assert points.num_known == 0
+    assert points.exact is None
+    objective, e1, e2 = plane_objective(rough)
+    scan_plane(objective, e1, e2, x=COARSE, y=FINE, exact=True, known=points)
+    assert points.num_known == 255
+
+
+def test_stored_points_that_do_not_fit_together_are_refused():
+    *_, points = stopped_scan()
+
+    def restored(**changed):
+        arrays = {**points.as_arrays(), **changed}
+        return GridPoints.from_arrays({k: v for k, v in arrays.items() if v is not None})
+
+    with pytest.raises(ValueError, match="lack the array 'plane'"):
+        restored(plane=None)
+    with pytest.raises(ValueError, match=r"accuracy of shape \(5,\) on axes of \(5, 5\)"):
+        restored(accuracy=np.zeros(5))
+    with pytest.raises(ValueError, match="a loss where none was evaluated"):
+        restored(loss=np.zeros((5, 5)))
+    with pytest.raises(ValueError, match="y must be finite and increasing"):
+        restored(y=np.zeros(5))
+    with pytest.raises(ValueError, match=r"a plane of shape \(3,\), not \(11,\)"):
+        restored(plane=np.zeros(3))
+
+
+def test_points_of_one_plane_merge_and_contradictory_ones_do_not():
+    objective, e1, e2, first = stopped_scan()
+    expected = scan_plane(objective, e1, e2, x=COARSE, y=COARSE, exact=True)
+    second = GridPoints(COARSE, COARSE)
+    scan_plane(objective, e1, e2, x=COARSE, y=COARSE, exact=True, known=second)
+    second.evaluated[0, 1:] = False  # all but the four last points of the first row
+    second.values["loss"][0, 1:] = np.nan
+    for whole in (first.merged(second), second.merged(first)):
+        assert whole.num_known == 23
+        with pytest.raises(ValueError, match="lie on another plane"):
+            scan_plane(objective, e2, e1, x=COARSE, y=COARSE, exact=True, known=whole)
+        found = scan_plane(objective, e1, e2, x=COARSE, y=COARSE, exact=True, known=whole)
+        same_surface(found, expected)
+        assert found.cost.forwards == 2 + 2
+    assert (first.num_known, second.num_known) == (3, 21)
+
+    second.values["loss"][0, 0] += 1e-9
+    with pytest.raises(ValueError, match=r"loss at x = -1, y = -1 is 4.* in one and 4.* in the"):
+        first.merged(second)
+    second.values["loss"][0, 0] = np.nan
+    with pytest.raises(ValueError, match="is 4 in one and nan in the other"):
+        first.merged(second)
+    *_, shifted = stopped_scan(lambda x, y: rough(x, y) + 1)
+    with pytest.raises(ValueError, match="other weights or data"):
+        first.merged(shifted)
+    with pytest.raises(ValueError, match="values of x"):
+        first.merged(GridPoints(FINE, COARSE))
+    exact, interpolated = GridPoints(COARSE, COARSE), GridPoints(COARSE, COARSE)
+    exact.exact, interpolated.exact = True, False
+    with pytest.raises(ValueError, match="to evaluate every point, the other to interpolate"):
+        exact.merged(interpolated)
+    assert interpolated.merged(first).exact is False
+    assert first.merged(interpolated).exact is False
+
+
+def test_an_objective_of_several_passes_is_charged_for_them():
+    objective, e1, e2 = plane_objective(lambda x, y: 1 + x**2 + y)
+    objective.num_passes = 2
+    assert scan_line(objective, e1, t=COARSE).cost.forwards == 2 * (5 + 2)
+    surface = scan_plane(objective, e1, e2, x=COARSE, y=COARSE)
+    assert surface.cost.forwards == 2 * (25 + 3)  # one of them timed
+    visited = len(objective.visited)
+    found = automatic_range(objective, e1)
+    assert found.cost.forwards == 2 * (len(objective.visited) - visited)

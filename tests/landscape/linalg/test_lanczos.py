@@ -457,6 +457,54 @@ def test_the_least_memory_is_twelve_vectors_beside_the_wanted_ones(ends):
     assert memory.peak >= held * size * 4
 
 
+class LiveVectors(LiveBytes):
+    """The most vectors of this length alive at once, of those allocated inside."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor) and tensor.shape[-1:] == (self.size,):
+                self.register(tensor.untyped_storage())
+        return result
+
+    @property
+    def most(self):
+        return self.peak / (8 * self.size)
+
+
+@pytest.mark.parametrize("ends", ["top", pytest.param("both", marks=pytest.mark.slow)])
+def test_a_memory_budget_bounds_the_basis_where_the_spectrum_needs_many_vectors(ends):
+    """A dense end takes some hundred vectors when it may, and restarts in 15 to 24 when not."""
+    size = 9000  # longer than the slices that sums are taken over
+    edge = np.linspace(0, 1, 150) ** 0.5
+    edges = edge if ends == "top" else np.r_[edge, -0.9 * edge]
+    spectrum = np.r_[edges, np.zeros(size - len(edges))]
+    most, products = {}, {}
+    for budget in (0, 24, 1000):
+        operator = PrescribedSpectrum(spectrum)
+        operator @ torch.ones(size, dtype=torch.float64)
+        operator.num_products = 0
+        with LiveVectors(size) as vectors:
+            pairs = lanczos(operator, num_eigenpairs=3, ends=ends, memory=budget * size * 8)
+        most[budget], products[budget] = vectors.most, operator.num_products
+        assert_nothing_is_missed(operator, pairs, 3, ends)
+        assert (true_residuals(operator, pairs) <= pairs.residuals).all()
+        at_work = 4  # in a product, and a random vector in the making
+        assert most[budget] <= max(len(pairs) + 12, budget) + at_work
+    assert most[1000] > 3 * (24 + at_work)
+    assert products[0] > products[24] > products[1000]
+
+
+def true_residuals(operator, pairs):
+    """||A v - theta v|| of each pair, by the operator itself: the matrix would take 600 MB."""
+    columns = zip(pairs.values, pairs.vectors.unbind(1), strict=True)
+    return torch.stack([(operator @ v - value * v).norm() for value, v in columns])
+
+
 def products_of_eigsh(eigenvalues, num_eigenpairs, error, seed):
     """The fewest products with which eigsh is as exact, over tolerances, chosen in hindsight."""
     truth = extremes(eigenvalues, num_eigenpairs, "top")
