@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .statistics import kendall_tau, paired, summary
+from .statistics import cell_tau, paired, summary, tau_within_cells
+
+FEWEST_CHECKPOINTS = 4  # for a tau
 
 
 def compare_checkpoints(checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -14,19 +16,27 @@ def compare_checkpoints(checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, A
 
     Checkpoints of one method are its seeds. The first method is the reference of the paired
     differences, taken over the seeds that both have; what has no seed, or shares it with another
-    checkpoint of its method, is paired with nothing. Kendall's tau of each flatness measure with
-    the generalisation gap runs over all checkpoints; it has no interval here, because checkpoints
-    of one method are no independent draws.
+    checkpoint of its method, is paired with nothing.
+
+    Kendall's tau of each flatness measure with the generalisation gap runs over all checkpoints,
+    and within methods over the pairs of one method alone. Methods (a rule with its options) are the
+    cells that its interval resamples: see `statistics.cell_tau`. All checkpoints are taken to be of
+    one task.
+
+    A measure that a checkpoint lacks (not measured, or not finite) is compared over the others;
+    `num_missing` and, for means and differences, a sentence in `warnings` say so.
     """
     if len(checkpoints) < 2:
         return None
-    methods: dict[str, dict[Any, Mapping[str, Any]]] = {}
+    methods: dict[str, dict[Any, Mapping[str, float]]] = {}
     for checkpoint in checkpoints:
         seeds = methods.setdefault(str(checkpoint["method"]), {})
         seed = checkpoint["seed"]
-        seeds[f"no seed, {len(seeds)}" if seed is None or seed in seeds else seed] = checkpoint
-    values = [scalars(checkpoint) for checkpoint in checkpoints]
-    measures = list(dict.fromkeys(n for v in values for n in v))
+        key = f"no seed, {len(seeds)}" if seed is None or seed in seeds else seed
+        seeds[key] = scalars(checkpoint)
+    measures = list(
+        dict.fromkeys(n for seeds in methods.values() for v in seeds.values() for n in v)
+    )
     reference = next(iter(methods))
     return {
         "measures": measures,
@@ -35,11 +45,7 @@ def compare_checkpoints(checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, A
             {
                 "method": method,
                 "num_seeds": len(seeds),
-                "values": {
-                    name: summary(found)
-                    for name in measures
-                    if (found := _values(seeds, list(seeds), name)) is not None
-                },
+                "values": _values(seeds, measures),
                 "paired": None
                 if method == reference
                 else _paired(seeds, methods[reference], measures),
@@ -47,6 +53,7 @@ def compare_checkpoints(checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, A
             for method, seeds in methods.items()
         ],
         "correlation": _correlations(checkpoints),
+        "warnings": _warnings(methods, measures),
     }
 
 
@@ -85,40 +92,97 @@ def generalisation_gap(checkpoint: Mapping[str, Any]) -> float | None:
     return None if loss is None or test_loss is None else float(test_loss) - float(loss)
 
 
-def _paired(
-    seeds: Mapping[Any, Mapping[str, Any]],
-    reference: Mapping[Any, Mapping[str, Any]],
-    measures: Sequence[str],
-) -> dict[str, Any]:
+Seeds = Mapping[Any, Mapping[str, float]]  # the scalars of one method's checkpoints by seed
+
+
+def _values(seeds: Seeds, measures: Sequence[str]) -> dict[str, Any]:
+    found = {}
+    for name in measures:
+        values = [table[name] for table in seeds.values() if name in table]
+        if values:
+            found[name] = {**summary(values), "num_missing": len(seeds) - len(values)}
+    return found
+
+
+def _paired(seeds: Seeds, reference: Seeds, measures: Sequence[str]) -> dict[str, Any]:
     common = [seed for seed in seeds if isinstance(seed, int) and seed in reference]
-    differences: dict[str, Any] = {}
-    for name in measures if common else ():
-        mine, theirs = _values(seeds, common, name), _values(reference, common, name)
-        if mine is not None and theirs is not None:
-            differences[name] = paired(mine, theirs)
-    return differences
+    found = {}
+    for name in measures:
+        both = [seed for seed in common if name in seeds[seed] and name in reference[seed]]
+        if both:
+            difference = paired(
+                [seeds[seed][name] for seed in both], [reference[seed][name] for seed in both]
+            )
+            found[name] = {**difference, "num_missing": len(common) - len(both)}
+    return found
 
 
-def _values(
-    seeds: Mapping[Any, Mapping[str, Any]], chosen: Sequence[Any], name: str
-) -> list[float] | None:
-    found = [scalars(seeds[seed]).get(name) for seed in chosen]
-    return None if any(v is None for v in found) else [v for v in found if v is not None]
+def _warnings(methods: Mapping[str, Seeds], measures: Sequence[str]) -> list[str]:
+    """What a table of the methods does not show: means over fewer seeds than it says."""
+    found = []
+    for method, seeds in methods.items():
+        for name in measures:
+            num_missing = sum(name not in table for table in seeds.values())
+            if 0 < num_missing < len(seeds):
+                found.append(
+                    f"{name} is missing or not finite in {num_missing} of {len(seeds)} "
+                    f"checkpoints of {method}: its mean and differences are over the others"
+                )
+    return found
 
 
 def _correlations(checkpoints: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+    """Kendall's tau of each flatness measure that some checkpoint has; None without any gap."""
+    methods = [str(checkpoint["method"]) for checkpoint in checkpoints]
     gaps = [generalisation_gap(checkpoint) for checkpoint in checkpoints]
-    if len(checkpoints) < 4 or any(gap is None for gap in gaps):
+    if len(checkpoints) < FEWEST_CHECKPOINTS or all(gap is None for gap in gaps):
         return None
     tables = [scalars(checkpoint) for checkpoint in checkpoints]
+    names = ["lambda-max", "trace"]
+    names += [name for checkpoint in checkpoints for name in checkpoint.get("sharpness") or {}]
     found = []
-    names = ["lambda-max", "trace", *(checkpoints[0].get("sharpness") or {})]
     for name in dict.fromkeys(names):
-        values = [table.get(name) for table in tables]
-        if name == "gradient-norm" or any(value is None for value in values):
-            continue
-        tau = kendall_tau([v for v in values if v is not None], [g for g in gaps if g is not None])
-        found.append(
-            {"measure": name, "tau": tau, "interval": None, "num_checkpoints": len(checkpoints)}
-        )
+        rows = [
+            (table[name], table["gap"], method)
+            for table, method in zip(tables, methods, strict=True)
+            if name in table and "gap" in table
+        ]
+        if name != "gradient-norm" and any(name in table for table in tables):
+            found.append(
+                {
+                    "measure": name,
+                    "num_checkpoints": len(rows),
+                    "num_missing": len(checkpoints) - len(rows),
+                    **_taus(rows),
+                }
+            )
     return found or None
+
+
+def _taus(rows: Sequence[tuple[float, float, str]]) -> dict[str, Any]:
+    """tau over all pairs and within methods, each with its interval or why there is none."""
+    values, gaps = [row[0] for row in rows], [row[1] for row in rows]
+    methods = [row[2] for row in rows]
+    if len(rows) < FEWEST_CHECKPOINTS:
+        reason = (
+            f"it and a gap are known of {len(rows)} checkpoint(s): a tau needs {FEWEST_CHECKPOINTS}"
+        )
+        return {
+            "num_cells": len(set(methods)),
+            "tau": None,
+            "interval": None,
+            "interval_skipped": reason,
+            "within": None,
+            "within_interval": None,
+            "within_interval_skipped": reason,
+        }
+    whole, within = (tau(values, gaps, methods) for tau in (cell_tau, tau_within_cells))
+    return {
+        "num_cells": whole.num_cells,
+        "tau": whole.tau,
+        "interval": whole.interval,
+        "interval_skipped": whole.skipped,
+        "within": within.tau,
+        "within_interval": within.interval,
+        "within_interval_skipped": within.skipped,
+    }

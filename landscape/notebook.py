@@ -1,7 +1,8 @@
-"""Plotly figures of one line, surface or density, for `.plot()` in a notebook."""
+"""Plotly figures of one line, surface, density or training, for `.plot()` in a notebook."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,3 +89,45 @@ def density_figure(grid: Floats, density: Floats, *, band: Floats | None) -> Any
     return figure.update_layout(
         xaxis_title="eigenvalue (loss / parameter²)", template="simple_white"
     )
+
+
+def curvature_figure(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """lambda_max over the steps of a training with its edges of stability, and below it the loss.
+
+    Open markers are lower bounds: eigenvalues that were not converged and confirmed. An edge has a
+    gap where it was not known.
+
+    Args:
+        rows: of `CurvatureMonitor.table()`.
+    """
+    from plotly.subplots import make_subplots
+
+    steps = [row["step"] for row in rows]
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.7, 0.3])
+    sure = [row["converged"] and row["confirmed"] for row in rows]
+    figure.add_scatter(
+        x=steps,
+        y=[row["lambda_max"] for row in rows],
+        error_y={"type": "data", "array": [row["residual"] for row in rows]},
+        mode="lines+markers",
+        marker_symbol=["circle" if known else "circle-open" for known in sure],
+        name="λmax ± residual" + ("" if all(sure) else " (open: a lower bound)"),
+        row=1,
+        col=1,
+    )
+    heuristic = any(row["sam_edge_heuristic"] for row in rows)
+    for key, name, dash in (
+        ("edge", "edge of SGD (2/lr)", "dash"),
+        ("sam_edge", "edge of SAM" + (" (heuristic)" if heuristic else ""), "dot"),
+    ):
+        edges = [row[key] for row in rows]
+        if any(edge is not None for edge in edges):
+            figure.add_scatter(
+                x=steps, y=edges, mode="lines", line_dash=dash, name=name, row=1, col=1
+            )
+    losses = [row["loss"] for row in rows]
+    figure.add_scatter(x=steps, y=losses, mode="lines+markers", name="loss", row=2, col=1)
+    figure.update_xaxes(title="step", row=2, col=1)
+    figure.update_yaxes(title="λmax (loss / parameter²)", row=1, col=1)
+    figure.update_yaxes(title="loss", row=2, col=1)
+    return figure.update_layout(template="simple_white")

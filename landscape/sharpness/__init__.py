@@ -16,6 +16,7 @@ _RELATIVE_RHO = Range(0, inf, 0.5)  # of radii in units of each parameter's size
 _ETA = Range(0, inf, 0.0)
 _TOLERANCE = Range(0, 1, None, open_low=True, open_high=True, optional=True)
 _NORM = Choice(("l2", "linf"), "l2")
+_LOGITS = Choice(("raw", "normalised"), "raw")
 _SEARCH: dict[str, Option] = {
     "num_steps": Range(0, inf, 20, integer=True),
     "num_restarts": Range(0, inf, 2, integer=True),
@@ -84,7 +85,7 @@ METRICS: dict[str, Entry] = {
     "adaptive-worst-case": Entry(
         "landscape.sharpness.adaptive_worst_case:adaptive_worst_case",
         "worst-case in units of each parameter's own size, zeros fixed (a lower bound)",
-        {"rho": _RELATIVE_RHO, "norm": _NORM, "eta": _ETA, **_SEARCH},
+        {"rho": _RELATIVE_RHO, "norm": _NORM, "eta": _ETA, **_SEARCH, "logits": _LOGITS},
     ),
     "average-case": Entry(
         "landscape.sharpness.average_case:average_case",
@@ -94,7 +95,12 @@ METRICS: dict[str, Entry] = {
     "adaptive-average-case": Entry(
         "landscape.sharpness.adaptive_average_case:adaptive_average_case",
         "average-case with noise in units of each parameter's own size",
-        {"rho": _RELATIVE_RHO, "eta": _ETA, "num_draws": Range(2, inf, 64, integer=True)},
+        {
+            "rho": _RELATIVE_RHO,
+            "eta": _ETA,
+            "num_draws": Range(2, inf, 64, integer=True),
+            "logits": _LOGITS,
+        },
     ),
     "m-sharpness": Entry(
         "landscape.sharpness.m_sharpness:m_sharpness",

@@ -9,6 +9,7 @@ from landscape.objective import Objective
 
 from .ascent import largest_rise
 from .measuring import check_options
+from .normalised_logits import on_normalised_logits
 from .rescaled import Rescaled
 from .spectrum import Spectrum
 
@@ -24,6 +25,7 @@ def adaptive_worst_case(
     eta: float = 0.0,
     num_steps: int = 20,
     num_restarts: int = 2,
+    logits: str = "raw",
 ) -> Estimate:
     """max over ||T^-1 e|| <= rho of L(theta + e) - L(theta), T = diag(|theta|), a lower bound.
 
@@ -33,6 +35,10 @@ def adaptive_worst_case(
     step), plus and minus rho times the top eigenvector of T H T, and random points. Parameters that
     are zero stay zero. Unchanged when the weights into a ReLU are multiplied by a > 0 and those out
     of it by 1/a, bias included. `details["num_fixed"]` counts the zeros.
+
+    With logits="normalised" L is the loss of z~ = (z - mean(z)) / ||z - mean(z)||, z the logits of
+    one term (`normalised_logits.py`): then multiplying the last linear layer, bias included, by a
+    leaves it unchanged too. The eigenvector and the search are of that loss.
 
     Args:
         theta: shape (P,).
@@ -44,12 +50,15 @@ def adaptive_worst_case(
         eta: T = |theta| + eta; above 0 it voids the invariance, and a warning says so.
         num_steps: of each run: that many gradients and one forward pass.
         num_restarts: random starts.
+        logits: "raw", as the loss takes them, or "normalised".
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: an option out of its range; normalised logits of a loss that has none (not of
+            the form loss(output, target), or without classes).
         FloatingPointError: the loss or the gradient at theta is not finite.
 
-    Source: Kwon et al. 2021, equation 2 and section 3; Andriushchenko et al. 2023, equation 1.
+    Source: Kwon et al. 2021, equation 2 and section 3; Andriushchenko et al. 2023, equation 1, and
+    for the normalised logits their code.
     """
     check_options(
         "adaptive-worst-case",
@@ -58,8 +67,10 @@ def adaptive_worst_case(
         eta=eta,
         num_steps=num_steps,
         num_restarts=num_restarts,
+        logits=logits,
     )
-    scaled = Rescaled.by_size(objective, theta, eta=eta)
+    measured = on_normalised_logits(objective) if logits == "normalised" else objective
+    scaled = Rescaled.by_size(measured, theta, eta=eta)
     found = largest_rise(
         scaled,
         scaled.theta,
@@ -71,4 +82,4 @@ def adaptive_worst_case(
         seed=seed,
         spectrum=None,
     )
-    return scaled.stated(found, rho=rho, norm=norm, eta=eta)
+    return scaled.stated(found, rho=rho, norm=norm, eta=eta, logits=logits)

@@ -78,7 +78,9 @@ class Rescaled:
         """
         return replace(pairs, vectors=self.pulled_back(pairs.vectors))
 
-    def stated(self, found: Estimate, *, rho: float, norm: str, eta: float) -> Estimate:
+    def stated(
+        self, found: Estimate, *, rho: float, norm: str, eta: float, logits: str
+    ) -> Estimate:
         """A result in these coordinates as one of theta: it names its ball and what is fixed."""
         size = f"(|theta| + {eta:g})" if eta else "|theta|"
         num_fixed = self.centre.numel() - self.num_parameters
@@ -95,6 +97,7 @@ class Rescaled:
             "rho": rho,
             "norm": f"{norm} of e / {size}",
             "eta": eta,
+            "logits": logits,
             "rescaling_invariant": eta == 0,
             "num_parameters": self.centre.numel(),
             "num_fixed": num_fixed,

@@ -6,7 +6,6 @@ moment, in eval mode and without touching the model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from landscape.curvature import Hessian
+from landscape.edge import gradient_edge as gradient_edge
+from landscape.edge import sam_edge as sam_edge
 from landscape.estimate import Cost
 from landscape.linalg import Eigenpairs, lanczos
 from landscape.objective import Objective
@@ -140,33 +141,3 @@ class CurvatureGauge:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vector = state["eigenvector"]
         self.eigenvector = None if vector is None else vector.to(self.objective.device)
-
-
-def gradient_edge(lr: float, *, momentum: float = 0.0, weight_decay: float = 0.0) -> float:
-    """The curvature above which SGD with heavy-ball momentum diverges on a quadratic.
-
-        lambda < 2 (1 + beta) / lr - weight_decay
-
-    Decay adds its number to every eigenvalue that the iteration sees. Units: loss / parameter^2.
-    Source: variants.md 13.1; 2/lr without momentum and decay.
-    """
-    return 2 * (1 + momentum) / lr - weight_decay
-
-
-def sam_edge(edge: float, *, rho: float, gradient_norm: float | None) -> float:
-    """The edge of SAM, where the edge without a perturbation is `edge`: never above it.
-
-        lambda (1 + rho lambda / ||g||) = edge    normalised, ||g|| at the weights
-        lambda (1 + rho lambda)         = edge    un-normalised (gradient_norm None)
-
-    The positive root. With edge = 2/lr the first is Long and Bartlett 2309.12488, and holds for
-    full-batch gradient descent without momentum alone; the second is Agarwala and Dauphin
-    2302.08692, and holds with momentum and decay too.
-    """
-    if edge <= 0:
-        return edge
-    if gradient_norm == 0:
-        return 0.0
-    radius = rho if gradient_norm is None else rho / gradient_norm
-    # the root of a x^2 + x = edge, written so that a -> 0 gives edge and not 0 / 0
-    return 2 * edge / (1 + math.sqrt(1 + 4 * radius * edge))

@@ -1,6 +1,7 @@
 """Adaptive measures: the trust region in units of |theta|, and the rescaling of a ReLU pair."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional
 from landscape.linalg import MatrixOperator, lanczos
 from landscape.objective import Objective
 from landscape.sharpness import Spectrum, measure
+from landscape.sharpness.normalised_logits import NormalisedLogits, on_normalised_logits
 from landscape.sharpness.rescaled import Rescaled
 from tests.references import CountingObjective, quadratic_objective, trust_region_maximum
 
@@ -218,3 +220,180 @@ def test_rescaling_a_relu_pair_leaves_the_adaptive_average_unchanged():
     assert other.standard_error == pytest.approx(one.standard_error, rel=1e-4)
     plain = [measure("average-case", relu_pair(scale)).value for scale in (1.0, 10.0)]
     assert abs(plain[1] / plain[0] - 1) > 0.1
+
+
+# -- Normalised logits ---------------------------------------------------------------------------
+
+ADAPTIVE = ["adaptive-worst-case", "adaptive-average-case"]
+
+
+def classifier(scale=1.0, *, loss=functional.cross_entropy, cuts=(23, 17), outputs=3):
+    """A smooth net in float64 whose last linear layer, bias included, is multiplied by `scale`."""
+    generator = torch.Generator().manual_seed(3)
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, outputs)).to(F64)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(0.7 * torch.randn(parameter.shape, generator=generator, dtype=F64))
+        net[2].weight.mul_(scale)
+        net[2].bias.mul_(scale)
+    inputs = torch.randn(sum(cuts), 6, generator=generator, dtype=F64)
+    targets = torch.randint(0, 3, (sum(cuts),), generator=generator)
+    return Objective(net, loss, list(zip(inputs.split(cuts), targets.split(cuts), strict=True)))
+
+
+@pytest.mark.parametrize("metric", ADAPTIVE)
+@pytest.mark.parametrize("scale", [0.01, 30.0])
+def test_scaling_the_last_layer_moves_the_raw_measure_and_not_the_normalised_one(metric, scale):
+    before, after = classifier(), classifier(scale)
+    raw, moved = (measure(f"{metric}:rho=0.3", one) for one in (before, after))
+    assert not 0.5 < moved.value / raw.value < 2
+    one, other = (measure(f"{metric}:rho=0.3:logits=normalised", o) for o in (before, after))
+    assert other.value == pytest.approx(one.value, rel=1e-6)
+    assert one.value > 1e-3
+    assert one.value != pytest.approx(raw.value, rel=0.05)
+    assert one.details["logits"] == "normalised"
+    assert raw.details["logits"] == "raw"
+    assert one.kind == raw.kind
+
+
+class UnitLogits(nn.Module):
+    """A net whose own outputs are centred and divided by their length, one row at a time."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs):
+        rows = []
+        for row in self.net(inputs):
+            row = row - sum(row) / len(row)
+            rows.append(row / sum(row * row).sqrt())
+        return torch.stack(rows)
+
+
+@pytest.mark.parametrize("metric", ["adaptive-worst-case:num_steps=5", "adaptive-average-case"])
+def test_it_is_the_plain_measure_of_a_net_that_ends_in_the_normalisation(metric):
+    given = classifier(2.0, cuts=(12, 5))
+    written = Objective(UnitLogits(given._model), functional.cross_entropy, given.batches)
+    assert torch.equal(written.theta, given.theta)
+    expected = measure(f"{metric}:rho=0.3", written)
+    found = measure(f"{metric}:rho=0.3:logits=normalised", given)
+    assert found.value == pytest.approx(expected.value, rel=1e-9)
+    assert (found.cost.gradients, found.cost.forwards, found.cost.products) == (
+        expected.cost.gradients, expected.cost.forwards, expected.cost.products
+    )  # fmt: skip
+
+
+def test_the_objective_itself_keeps_its_loss_and_a_spectrum_of_it_is_not_used():
+    objective = classifier()
+    value = objective.value(objective.theta)
+    pairs = lanczos(MatrixOperator(torch.eye(len(objective.theta), dtype=F64)), num_eigenpairs=3)
+    word = "adaptive-average-case:logits=normalised"
+    found = measure(word, objective, spectrum=Spectrum(eigenpairs=pairs))
+    assert found.details["control_eigenpairs"] == 0
+    assert objective.loss is functional.cross_entropy
+    assert objective.value(objective.theta) == value
+
+
+def unit(z, dimension=-1):
+    z = z - z.mean(dimension, keepdim=True)
+    return z / z.square().sum(dimension, keepdim=True).sqrt()
+
+
+def test_the_class_dimension_is_that_of_the_targets():
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(4, 5, 7, generator=generator, dtype=F64)
+    indices = torch.randint(0, 5, (4, 7), generator=generator)
+    found = NormalisedLogits(functional.cross_entropy)(z, indices)
+    expected = functional.cross_entropy(unit(z, 1), indices)
+    torch.testing.assert_close(found, expected)
+
+    def of_tokens(output, target):
+        return functional.cross_entropy(output.flatten(0, 1), target.flatten())
+
+    tokens = torch.randint(0, 7, (4, 5), generator=generator)
+    torch.testing.assert_close(NormalisedLogits(of_tokens)(z, tokens), of_tokens(unit(z), tokens))
+    probabilities = torch.randn(4, 5, 7, generator=generator, dtype=F64).softmax(1)
+    found = NormalisedLogits(nn.CrossEntropyLoss())(z, probabilities)
+    torch.testing.assert_close(found, functional.cross_entropy(unit(z, 1), probabilities))
+
+
+def test_shifted_and_scaled_logits_have_the_same_normalised_loss():
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(6, 4, generator=generator, dtype=F64)
+    targets = torch.tensor([0, 1, 2, 3, 0, 1])
+    loss = NormalisedLogits(partial(functional.cross_entropy, label_smoothing=0.1))
+    factor = torch.rand(6, 1, generator=generator, dtype=F64) + 0.1
+    torch.testing.assert_close(loss(z, targets), loss(factor * z + 5, targets))
+    assert float(loss(z, targets)) != pytest.approx(float(loss(-z, targets)))
+
+
+def test_weighted_and_ignored_targets_count_as_they_do_in_the_loss():
+    weight = torch.tensor([0.2, 1.0, 3.0], dtype=F64)
+    loss = nn.CrossEntropyLoss(weight=weight, ignore_index=1, reduction="sum")
+    cut = on_normalised_logits(classifier(loss=loss, cuts=(9, 4)))
+    whole = on_normalised_logits(classifier(loss=loss, cuts=(13,)))
+    assert cut.value(cut.theta) == pytest.approx(whole.value(whole.theta), rel=1e-12)
+    ((inputs, targets),) = whole.batches
+    mean = nn.CrossEntropyLoss(weight=weight, ignore_index=1)
+    expected = mean(unit(whole._model(inputs).detach()), targets)
+    assert whole.value(whole.theta) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_equal_logits_stay_at_zero_with_finite_derivatives():
+    objective = on_normalised_logits(classifier(0.0))
+    theta = objective.theta
+    value, gradient = objective.value_and_gradient(theta)
+    assert value == pytest.approx(math.log(3))
+    assert bool(gradient.isfinite().all())
+    assert bool(objective.hvp(theta, torch.ones_like(theta)).isfinite().all())
+
+
+def called_by_the_loss(model, batch):
+    return functional.cross_entropy(model(batch["x"]), batch["y"])
+
+
+def without_classes():
+    net = nn.Linear(3, 2).to(F64)
+    inputs, targets = torch.ones(4, 3, dtype=F64), torch.ones(4, 2, dtype=F64)
+    return Objective(net, functional.mse_loss, [(inputs, targets)])
+
+
+def with_one_logit():
+    inputs, targets = torch.ones(4, 3, dtype=F64), torch.zeros(4, 1, dtype=F64)
+    loss = functional.binary_cross_entropy_with_logits
+    return Objective(nn.Linear(3, 1).to(F64), loss, [(inputs, targets)])
+
+
+def in_dictionaries():
+    batch = {"x": torch.ones(4, 3, dtype=F64), "y": torch.zeros(4, dtype=torch.long)}
+    return Objective(nn.Linear(3, 2).to(F64), called_by_the_loss, [batch])
+
+
+REFUSED = {
+    "needs batches of (inputs, targets)": [
+        in_dictionaries,
+        lambda: quadratic_objective(torch.eye(3, dtype=F64), torch.ones(3, dtype=F64)),
+    ],
+    "needs a classifier with two or more logits": [
+        without_classes,
+        with_one_logit,
+        lambda: classifier(outputs=1, loss=lambda z, y: (z.squeeze(1) - y).square().mean()),
+    ],
+    "this loss takes log-probabilities": [
+        lambda: classifier(loss=functional.nll_loss),
+        lambda: classifier(loss=nn.NLLLoss()),
+        lambda: classifier(loss=partial(functional.nll_loss, ignore_index=1)),
+    ],
+}
+
+
+@pytest.mark.parametrize("metric", ADAPTIVE)
+@pytest.mark.parametrize(
+    ("reason", "made"), [(reason, made) for reason, several in REFUSED.items() for made in several]
+)
+def test_a_loss_without_logits_is_refused_with_the_reason(metric, reason, made):
+    with pytest.raises(ValueError) as caught:
+        measure(f"{metric}:logits=normalised", made())
+    assert reason in str(caught.value)
+    assert str(caught.value).startswith("logits=normalised needs")
