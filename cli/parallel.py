@@ -10,7 +10,7 @@ import contextlib
 import multiprocessing
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from .arguments import INTERNAL, CommandError
 
 if TYPE_CHECKING:
     from landscape.probing import Measured, Session
+    from landscape.stages.connection import Paths
 
     from .subjects import Request
 
@@ -44,6 +45,7 @@ class Order:
     whole: frozenset[int]
     command: str
     threads: int
+    earlier: Mapping[int, Measured] = field(default_factory=dict)  # of an interrupted probe
 
 
 def shares(num_checkpoints: int, whole: frozenset[int], jobs: int) -> list[list[int]]:
@@ -115,6 +117,33 @@ def measure_here(
     return session.results(), data, session.complete
 
 
+def connect_here(order: Order, *, is_over: Callable[[], bool], progress: Progress) -> Paths | None:
+    """The paths between the checkpoints, in this process; None where it is over before the end.
+
+    Raises:
+        CommandError: what went wrong.
+    """
+    import torch
+
+    from landscape.probing import BudgetSpent
+    from landscape.stages.connection import connect
+
+    from .subjects import build_subjects, numerical_errors, read_all
+
+    def report(what: str, done: int, total: int | None) -> None:
+        if is_over():
+            raise BudgetSpent
+        progress(0, what, done, total)
+
+    torch.set_num_threads(order.threads)
+    with numerical_errors(), contextlib.redirect_stdout(sys.stderr):
+        subjects = build_subjects(read_all(order.paths), order.methods, order.request)
+        try:
+            return connect(subjects, order.plan, progress=report)
+        except BudgetSpent:
+            return None
+
+
 def _begin(
     order: Order, share: Sequence[int], report: Callable[[str, int, int | None], None]
 ) -> tuple[Session, Mapping[str, Any]]:
@@ -130,7 +159,14 @@ def _begin(
     methods = [order.methods[position] for position in share]
     subjects = build_subjects(checkpoints, methods, order.request)
     numbered = dict(zip(share, subjects, strict=True))
-    session = Session(numbered, order.plan, order.whole, progress=report, command=order.command)
+    session = Session(
+        numbered,
+        order.plan,
+        order.whole,
+        progress=report,
+        command=order.command,
+        earlier=order.earlier,
+    )
     return session, subjects[0].data
 
 

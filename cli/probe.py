@@ -15,7 +15,7 @@ from typing import Any
 
 from landscape.checkpoints import CheckpointError, find_checkpoints
 from landscape.findings import Findings, load_findings, save_findings
-from landscape.plan import DIRECTIONS, MATRICES, ProbePlan
+from landscape.plan import CONNECTIONS, DIRECTIONS, MATRICES, TRACE_METHODS, ProbePlan
 from landscape.table import Choice, Range
 from sam_variants.training.interruption import Interruption
 from sam_variants.training.recipe import Recipe
@@ -69,6 +69,8 @@ ARGUMENTS = (
              f"probe so many fixed samples (default {DEFAULT_SAMPLES}; --quick {QUICK_SAMPLES}; "
              "--thorough all)", _INPUT, metavar="N"),
     Argument("batch-size", Range(1, math.inf, 500, integer=True), "samples of a batch", _INPUT),
+    Argument("micro-batch", Range(1, math.inf, None, integer=True, optional=True),
+             "samples evaluated at a time, for memory", _INPUT, metavar="N"),
     Argument("quick", Switch(), "small budgets: seconds a checkpoint on a small net", _RUN,
              exclusive="preset"),
     Argument("thorough", Switch(), "all the data, every plane point evaluated", _RUN,
@@ -81,11 +83,26 @@ ARGUMENTS = (
     Argument("tolerance", Range(0, 1, None, open_low=True, optional=True),
              "relative, of each eigenvalue", _SPECTRUM),
     Argument("matrix", _word(MATRICES), "whose spectrum", _SPECTRUM, metavar="|".join(MATRICES)),
+    Argument("approximate", Switch(), "the Hessian's products by central differences of gradients, "
+             "marked so", _SPECTRUM),
+    Argument("across-kinks", Switch(), "such differences across ReLU and max-pooling too",
+             _SPECTRUM),
     Argument("trace-probes", _COUNT, "products of the trace; 0: none", _SPECTRUM, metavar="N"),
+    Argument("trace-method", _word(TRACE_METHODS), "how the trace is estimated", _SPECTRUM,
+             metavar="|".join(TRACE_METHODS)),
+    Argument("no-sampling-error", Switch(), "leave out the errors over the data", _SPECTRUM),
+    Argument("diagonal-probes", _COUNT, "products of the diagonal; 0: none", _SPECTRUM,
+             metavar="N"),
     Argument("density-runs", _COUNT, "Lanczos runs of the density; 0: none", _SPECTRUM,
              metavar="N"),
     Argument("density-steps", Range(2, math.inf, None, integer=True, optional=True),
              "Lanczos steps a run", _SPECTRUM, metavar="N"),
+    Argument("dynamics", Switch(), "curvature along the gradient, both parts of the Hessian, "
+             "gradient noise", _SPECTRUM),
+    Argument("noise-batch-size", Range(1, math.inf, None, integer=True, optional=True),
+             "samples of a batch in --dynamics (default the recipe's)", _SPECTRUM, metavar="N"),
+    Argument("per-layer", Switch(), "lambda_max, trace and worst case of each layer alone",
+             _SPECTRUM),
     Argument("second-opinion", Switch(), "PyHessian's numbers beside ours", _SPECTRUM),
     Argument("surface", _COUNT, "points of each axis of the plane; 0: none", _PLANE, metavar="N"),
     Argument("line", _COUNT, "points of each slice; 0: none", _PLANE, metavar="N"),
@@ -93,11 +110,17 @@ ARGUMENTS = (
     Argument("directions", _word(DIRECTIONS), "of the plane", _PLANE,
              metavar="|".join(DIRECTIONS)),
     Argument("exact", Switch(), "evaluate every point of the plane", _PLANE),
+    Argument("eigenvalue-map", _COUNT, "points of each axis of a map of the extreme eigenvalues; "
+             "0: none", _PLANE, metavar="N"),
+    Argument("connect", _word(CONNECTIONS), "the barrier between each two checkpoints", _PLANE,
+             metavar="|".join(CONNECTIONS)),
+    Argument("align", Switch(), "bring units into one order before two are connected", _PLANE),
     Argument("metrics", Words(), "measures, each NAME[:option=value...] (--list metrics)",
              _SHARPNESS),
     Argument("rho", Range(0, math.inf, None, optional=True), "radius of the measures", _SHARPNESS),
-    Argument("batch-norm", Choice(("eval", "batch"), "eval"),
-             "running statistics, or those of each batch", _SHARPNESS),
+    Argument("batch-norm", Choice(("eval", "batch", "recalibrate"), "eval"),
+             "running statistics, those of each batch, or estimated anew at each point around",
+             _SHARPNESS),
     Argument("dtype", _word(("float32", "float64")), "of the arithmetic", _SHARPNESS,
              metavar="float32|float64"),
     Argument("fix-seeds", Switch(), "seed a model that draws random numbers", _SHARPNESS),
@@ -109,6 +132,8 @@ ARGUMENTS = (
     Argument("device", Text("cpu"), "torch device", _RUN),
     Argument("out", Text(), "result folder (default: probe/ in the run's folder)", _RUN,
              in_config=False, metavar="DIR"),
+    Argument("resume", Switch(), "go on from a partial result in the folder", _RUN,
+             in_config=False),
     Argument("overwrite", Switch(), "replace the result in the folder", _RUN, in_config=False),
     Argument("report-only", Text(), "redraw the report of a result folder, compute nothing", _RUN,
              in_config=False, metavar="DIR"),
@@ -166,13 +191,17 @@ def _main(argv: Sequence[str]) -> int:
         ]
     except CheckpointError as error:
         raise CommandError(BAD_INPUT, str(error)) from error
+    if plan.connect is not None and len(paths) < 2:
+        raise CommandError(USAGE, "--connect needs two or more checkpoints, got one")
+    if plan.directions == "checkpoints" and len(paths) < 2:
+        raise CommandError(USAGE, "--directions checkpoints needs two or more of them, got one")
     out = _out_folder(settings, paths)
     if settings["dry_run"]:
         return _print_plan(plan, paths, out, _num_samples(settings))
-    finished = None if settings["overwrite"] else _finished(out, plan, settings, paths)
-    if finished is not None:
-        return _answer(finished, out, settings)
-    return _probe(plan, paths, out, settings, model_args, deadline, argv)
+    earlier = None if settings["overwrite"] else _earlier(out, plan, settings, paths)
+    if earlier is not None and earlier.document["complete"]:
+        return _answer(earlier, out, settings)
+    return _probe(plan, paths, out, settings, model_args, deadline, argv, earlier)
 
 
 def plan_of(settings: Settings) -> ProbePlan:
@@ -182,11 +211,17 @@ def plan_of(settings: Settings) -> ProbePlan:
         key = _PLAN_KEYS.get(item.name, item.name)
         if key in settings.given and key in settings.values and settings[key] not in (None, ()):
             changes[item.name] = settings[key]
+    if settings["no_sampling_error"]:
+        changes["sampling"] = False
+    if settings["batch_norm"] == "recalibrate":
+        changes |= {"batch_norm": "eval", "recalibrate": True}
     if settings["quick"]:
         return ProbePlan.quick_look(**{**changes, "quick": True})
     if settings["thorough"]:
         changes.setdefault("exact", True)
         changes.setdefault("trace_probes", 256)
+        changes.setdefault("dynamics", True)
+        changes.setdefault("per_layer", True)
     return ProbePlan(**changes)
 
 
@@ -206,10 +241,11 @@ def _probe(
     model_args: Mapping[str, str],
     deadline: float,
     argv: Sequence[str],
+    earlier: Findings | None,
 ) -> int:
-    from landscape.probing import assemble, measured_whole
+    from landscape.probing import assemble, measured_by_position, measured_whole
 
-    from .parallel import Order, measure, measure_here
+    from .parallel import Order, connect_here, measure, measure_here
     from .subjects import (
         Request,
         check_comparable,
@@ -231,6 +267,8 @@ def _probe(
         data_dir=settings["data_dir"],
         allow_code=settings["allow_code"],
         allow_nonfinite=settings["allow_nonfinite"],
+        with_trajectory=plan.directions == "pca",
+        landmarks=paths[:3] if plan.directions == "checkpoints" else (),
     )
     checkpoints = read_all(paths)
     check_comparable(checkpoints, request)
@@ -246,6 +284,7 @@ def _probe(
         whole=measured_whole(methods, plan),
         command=shlex.join([PROG, *argv]),
         threads=1 if _are_small(paths) else max(1, num_cores() // jobs),
+        earlier={} if earlier is None else measured_by_position(earlier),
     )
     bars = _Bars(quiet=settings["quiet"])
     with Interruption() as interruption:
@@ -256,6 +295,10 @@ def _probe(
         try:
             run = measure_here if jobs == 1 else measure
             results, data, complete = run(order, jobs=jobs, is_over=is_over, progress=bars)
+            connection = None
+            if plan.connect is not None and complete:
+                connection = connect_here(order, is_over=is_over, progress=bars)
+                complete = connection is not None
         finally:
             bars.close()
         if not results:
@@ -266,13 +309,14 @@ def _probe(
             results,
             plan,
             complete=complete,
+            connection=connection,
             data=data,
             command=order.command,
             title=_title(paths),
         )
         findings.document["request"] = _request_of(settings)
         findings.document["training"] = training_section(checkpoints)
-        _write(findings, out, overwrite=settings["overwrite"])
+        _write(findings, out, overwrite=settings["overwrite"] or earlier is not None)
         code = _answer(findings, out, settings)
         return code if interruption.signal is None else SIGNALLED + interruption.signal
 
@@ -355,10 +399,12 @@ def _answer(findings: Findings, out: Path, settings: Settings) -> int:
     return DONE if findings.document["complete"] else PARTIAL
 
 
-def _finished(
+def _earlier(
     out: Path, plan: ProbePlan, settings: Settings, paths: Sequence[Path]
 ) -> Findings | None:
     """The findings that lie in the folder, where they answer this very question; else None.
+
+    A complete result is the answer; a partial one is gone on from, with --resume.
 
     Raises:
         CommandError: exit code 2: they answer another question, and would be overwritten.
@@ -372,21 +418,23 @@ def _finished(
             BAD_INPUT, f"{error}; choose another folder with --out, or --overwrite"
         ) from error
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-    measured = [c["provenance"]["checkpoint_sha256"] for c in findings.checkpoints]
+    measured = {c["id"]: c["provenance"]["checkpoint_sha256"] for c in findings.checkpoints}
     document = findings.document
     same = (
-        measured == hashes
-        and document["complete"]
+        all(measured.get(f"c{i}") in (own, None) for i, own in enumerate(hashes))
         and document["settings"] == _as_read_back(dataclasses.asdict(plan))
         and document.get("request") == _as_read_back(_request_of(settings))
+        and (len(measured) == len(hashes) or not document["complete"])
     )
-    if not same:
-        kind = "another" if document["complete"] else "a partial"
-        raise CommandError(
-            USAGE,
-            f"{out} holds {kind} result: choose another folder with --out, or --overwrite",
-        )
-    return findings
+    if same and (document["complete"] or settings["resume"]):
+        return findings
+    if same:
+        advice = "go on from it with --resume, or choose another folder with --out, or --overwrite"
+        raise CommandError(USAGE, f"{out} holds a partial result: {advice}")
+    kind = "another" if document["complete"] else "another, partial"
+    raise CommandError(
+        USAGE, f"{out} holds {kind} result: choose another folder with --out, or --overwrite"
+    )
 
 
 def _request_of(settings: Settings) -> dict[str, Any]:

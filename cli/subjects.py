@@ -10,8 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from landscape.checkpoints import Checkpoint, CheckpointError, load_weights, read_checkpoint
+from torch import Tensor, nn
+
+from landscape.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    LoadReport,
+    load_weights,
+    read_checkpoint,
+)
 from landscape.probing import Subject
+from sam_variants import VARIANTS
 from sam_variants.tasks import Split, Task, build_model, build_task
 from sam_variants.training.evaluation import fixed_rows
 
@@ -34,6 +43,8 @@ class Request:
         device: torch device.
         data_dir, allow_code: as `build_task` takes them.
         allow_nonfinite: weights that are nan or inf are let in.
+        with_trajectory: the run's earlier weights come along.
+        landmarks: checkpoints whose weights come along, the first among those probed.
     """
 
     model: str | None
@@ -47,6 +58,8 @@ class Request:
     data_dir: str | None
     allow_code: bool
     allow_nonfinite: bool
+    with_trajectory: bool = False
+    landmarks: Sequence[Path] = ()
 
 
 def check_device(name: str) -> None:
@@ -94,10 +107,27 @@ def build_subjects(
     for word in words:
         if word.noise_seed not in tasks:
             tasks[word.noise_seed] = _build_task(word, request)
+    landmarks = [
+        (label, _weights_of(checkpoint, words[0], tasks[words[0].noise_seed], request))
+        for label, checkpoint in _labelled(request.landmarks)
+    ]
     return [
-        _subject(checkpoint, method, word, tasks[word.noise_seed], request)
+        _subject(checkpoint, method, word, tasks[word.noise_seed], request, landmarks)
         for checkpoint, method, word in zip(checkpoints, methods, words, strict=True)
     ]
+
+
+def _labelled(paths: Sequence[Path]) -> list[tuple[str, Checkpoint]]:
+    checkpoints = read_all(paths)
+    return [
+        (_label(method, checkpoint), checkpoint)
+        for method, checkpoint in zip(methods_of(checkpoints), checkpoints, strict=True)
+    ]
+
+
+def _label(method: str, checkpoint: Checkpoint) -> str:
+    seed = (checkpoint.run or {}).get("seed")
+    return method if seed is None else f"{method} seed {seed}"
 
 
 @dataclass(frozen=True)
@@ -207,9 +237,16 @@ def training_section(checkpoints: Sequence[Checkpoint]) -> dict[str, Any] | None
     ]
     studies = {Path(checkpoint.path).parent.parent for checkpoint in own}
     recipe = own[0].recipe or {}
+    trained = [checkpoint.run or {} for checkpoint in own]
+    rules = {str(run.get("label")): VARIANTS.get(str(run.get("variant"))) for run in trained}
     return {
         "runs": runs,
         "comparison": _comparison(studies.pop()) if len(studies) == 1 else None,
+        "papers": {
+            label: rule.paper
+            for label, rule in rules.items()
+            if rule is not None and rule.paper is not None
+        },
         "task": recipe.get("task"),
         "model": recipe.get("model"),
         "num_parameters": own[0].history[-1].get("num_parameters"),
@@ -237,11 +274,10 @@ def _build_task(words: _Words, request: Request) -> Task:
         raise CommandError(BAD_INPUT, str(error)) from error
 
 
-def _subject(
-    checkpoint: Checkpoint, method: str, words: _Words, task: Task, request: Request
-) -> Subject:
-    run = checkpoint.run or {}
-    seed = run.get("seed")
+def _loaded(
+    checkpoint: Checkpoint, words: _Words, task: Task, request: Request
+) -> tuple[nn.Module, LoadReport]:
+    """The network with the checkpoint's weights, and what became of each of them."""
     try:
         model = build_model(
             words.model,
@@ -250,11 +286,69 @@ def _subject(
             allow_code=request.allow_code,
             **dict(request.model_args),
         )
-        report = load_weights(model, checkpoint, allow_nonfinite=request.allow_nonfinite)
+        return model, load_weights(model, checkpoint, allow_nonfinite=request.allow_nonfinite)
     except FloatingPointError as error:
         raise CommandError(NUMERICAL, str(error)) from error
     except (ValueError, OSError) as error:
         raise CommandError(BAD_INPUT, str(error)) from error
+
+
+def _weights_of(
+    checkpoint: Checkpoint, words: _Words, task: Task, request: Request
+) -> dict[str, Tensor]:
+    model, _ = _loaded(checkpoint, words, task, request)
+    return dict(model.named_parameters())
+
+
+def _trajectory(
+    checkpoint: Checkpoint, words: _Words, task: Task, request: Request
+) -> list[tuple[str, dict[str, Tensor]]]:
+    """The run's saved weights before these, by epoch."""
+    path = Path(checkpoint.path)
+    own = path.parent.name == "trajectory"
+    folder = path.parent if own else path.parent / "trajectory"
+    files = sorted(folder.glob("*.pt"))
+    earlier = [file for file in files if not own or file.name < path.name]
+    found = [
+        (str(int(file.stem)) if file.stem.isdigit() else file.stem, saved)
+        for file in earlier
+        for saved in read_all([file])
+        if not _same_weights(saved, checkpoint)
+    ]
+    if len(found) < 2:
+        raise CommandError(
+            USAGE,
+            f"{checkpoint.path}: --directions pca needs two or more earlier checkpoints of the run "
+            f"in {folder}, found {len(found)}: train with --save-every",
+        )
+    return [(epoch, _weights_of(saved, words, task, request)) for epoch, saved in found]
+
+
+def _same_weights(first: Checkpoint, second: Checkpoint) -> bool:
+    """Whether two files hold the same numbers, as the last epoch's and the final one do."""
+    return first.weights.keys() == second.weights.keys() and all(
+        tensor.equal(second.weights[name]) for name, tensor in first.weights.items()
+    )
+
+
+def _training_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the training used, as far as the file says."""
+    used = {"batch_size": (checkpoint.recipe or {}).get("batch_size")}
+    if checkpoint.history:
+        used["edge"] = checkpoint.history[-1].get("edge")
+    return {name: value for name, value in used.items() if value is not None}
+
+
+def _subject(
+    checkpoint: Checkpoint,
+    method: str,
+    words: _Words,
+    task: Task,
+    request: Request,
+    landmarks: Sequence[tuple[str, dict[str, Tensor]]],
+) -> Subject:
+    model, report = _loaded(checkpoint, words, task, request)
+    trajectory = _trajectory(checkpoint, words, task, request) if request.with_trajectory else []
     probed = getattr(task, request.split)
     rows = fixed_rows(request.max_samples or len(probed), len(probed), seed=request.seed)
     chosen = Split(probed.inputs[rows], probed.targets[rows])
@@ -263,9 +357,9 @@ def _subject(
         model=model,
         loss=partial(task.loss, label_smoothing=words.label_smoothing),
         batches=chosen.batches(request.batch_size),
-        label=method if seed is None else f"{method} seed {seed}",
+        label=_label(method, checkpoint),
         method=method,
-        seed=seed,
+        seed=(checkpoint.run or {}).get("seed"),
         test_batches=task.test.batches(_TEST_BATCH) if request.split == "train" else None,
         data={
             "description": task.description
@@ -284,4 +378,7 @@ def _subject(
             "sha256": checkpoint.sha256,
             "load_report": report.to_dict(),
         },
+        training=_training_of(checkpoint),
+        trajectory=trajectory,
+        landmarks=landmarks,
     )

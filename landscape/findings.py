@@ -39,15 +39,19 @@ _UNITS = (
     (re.compile(r"density_\w+_(grid|nodes)"), "loss / parameter^2"),
     (re.compile(r"density_\w+_weights"), "1"),
     (re.compile(r"density_\w+_(value|lower|upper)"), "parameter^2 / loss"),
+    (re.compile(r"(diagonal_\w+|map_\w+_lambda_(max|min))"), "loss / parameter^2"),
+    (re.compile(r"trajectory_\w+_(coordinates|distances|radii)"), "parameter norm"),
     (re.compile(r"\w+_accuracy"), "1"),
     (re.compile(r"\w+_evaluated"), "1"),
     (re.compile(r"\w+_loss"), "loss"),
-    (re.compile(r"(surface_\w+_[xy]|line_\w+_t)"), "direction vectors"),
+    (re.compile(r"((surface|map|points|mapped)_\w+_[xy]|line_\w+_t)"), "direction vectors"),
 )
 
 # What an array's axes are named after: its own coordinates where it has them.
 _COORDINATES = (
     (re.compile(r"(surface_[a-z0-9]+)_(loss|accuracy|evaluated)"), (r"\1_y", r"\1_x")),
+    (re.compile(r"(map_[a-z0-9]+)_(lambda_max|lambda_min|ratio)"), (r"\1_y", r"\1_x")),
+    (re.compile(r"(path_[a-z0-9]+)_(loss|accuracy)"), (r"\1_t",)),
     (re.compile(r"(density_[a-z0-9]+)_(value|lower|upper)"), (r"\1_grid",)),
     (re.compile(r"(density_[a-z0-9]+)_(nodes|weights)"), (r"\1_run", r"\1_step")),
     (re.compile(r"(line_[a-z0-9]+)_(loss|accuracy)"), (r"\1_direction", r"\1_t")),
@@ -297,7 +301,10 @@ def _storable(name: str, array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _axes(name: str, array: NDArray[Any]) -> tuple[str, ...]:
-    if re.fullmatch(r"(surface_\w+_[xy]|density_\w+_grid|line_\w+_t)", name) and array.ndim == 1:
+    if (
+        re.fullmatch(r"((surface|map)_\w+_[xy]|density_\w+_grid|(line|path)_\w+_t)", name)
+        and array.ndim == 1
+    ):
         return (name,)
     for pattern, names in _COORDINATES:
         match = pattern.fullmatch(name)

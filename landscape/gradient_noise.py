@@ -134,8 +134,8 @@ def batch_lambda_max(
     Returns:
         Estimate: the mean over batches and its standard error; kind "lower bound" where a batch's
         value is not converged or not confirmed. Details: `interval` (95 %, Student-t),
-        `standard_deviation` over batches, `values`, `num_unconfirmed`. Cost in products over the
-        probe data: one over a batch counts batch_size / n.
+        `standard_deviation` over batches, `values`, `num_unconfirmed`, `num_batches`. Cost in
+        products over the probe data: one over a batch counts batch_size / n.
 
     Raises:
         ValueError: an argument out of its range; batch norm on batch statistics with probe data in
@@ -180,6 +180,7 @@ def batch_lambda_max(
             "values": values.tolist(),
             "num_unconfirmed": num_unconfirmed,
             "batch_size": batch_size,
+            "num_batches": num_batches,
             "num_samples": num_rows,
             "seed": seed,
         },

@@ -259,7 +259,7 @@ def test_the_number_of_processes_changes_no_number(runs, tmp_path):
         assert main([*arguments, "--jobs", jobs, "--out", str(out)]) == 0
         document = json.loads((out / "result.json").read_text())
         for checkpoint in document["checkpoints"]:
-            del checkpoint["provenance"]
+            del checkpoint["provenance"], checkpoint["costs"]
             for measured in checkpoint["sharpness"].values():
                 del measured["cost"]
         documents.append(document)
