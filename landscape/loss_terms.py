@@ -108,16 +108,19 @@ def reduction(loss: Callable[..., Any], output: Any, target: Any) -> str | None:
 def _asked(loss: Callable[..., Any], output: Tensor, target: Tensor, cut: int) -> str | None:
     parts = [(output[:cut], target[:cut]), (output[cut:], target[cut:])]
     counts = [count_terms(loss, *part) for part in parts]
-    if min(counts) == 0:
-        return None
     with torch.no_grad():
         whole = float(loss(output, target))
         losses = [float(loss(*part)) for part in parts]
+    return judged(whole, losses, counts, torch.finfo(output.dtype).eps)
+
+
+def judged(whole: float, losses: list[float], counts: list[float], eps: float) -> str | None:
+    """What the losses of all parts of a batch, with their terms, make of the loss of the whole."""
     size = sum(map(abs, [whole, *losses]))
-    if size == 0 or not math.isfinite(size):
+    if min(counts) == 0 or size == 0 or not math.isfinite(size):
         return None
     mean = sum(n * value for n, value in zip(counts, losses, strict=True)) / sum(counts)
-    tolerance = 1e3 * torch.finfo(output.dtype).eps * size
+    tolerance = 1e3 * eps * size
     if abs(mean - whole) <= tolerance:
         return "mean"
     return "sum" if abs(sum(losses) - whole) <= tolerance else "neither"

@@ -23,7 +23,7 @@ from .differentiability import (
     named_second_derivatives,
     refuse_once_differentiable,
 )
-from .loss_terms import count_terms, declared_reduction, num_correct, reduction
+from .loss_terms import count_terms, declared_reduction, judged, num_correct, reduction
 from .parameters import ParameterSpace
 
 _RESIDENT_BYTES = 1 << 30  # data above this stay where they are and move to the device by batch
@@ -473,7 +473,7 @@ class Objective:
     def _survey(self) -> tuple[str, tuple[float, ...]]:
         """Whether the loss is a mean or a sum, and the terms of each batch: one forward pass."""
         counts: list[float] = []
-        answers: set[str] = set()
+        answers: list[str] = []
         guessed = False
         weights = self.space.unflatten(self.theta)
         with self._without_theta_graph(), self._guarded():
@@ -484,19 +484,22 @@ class Objective:
                 if _is_pair(batch):
                     output = call.on(batch[0])
                     counts.append(count_terms(self.loss, output, batch[1]))
-                    answers.add(reduction(self.loss, output, batch[1]) or "unknown")
+                    answers.append(reduction(self.loss, output, batch[1]) or "unknown")
                     continue
-                answer = self.loss(call, batch)
-                guessed |= not isinstance(answer, tuple)
-                terms = answer[1] if isinstance(answer, tuple) else _num_rows(given)
-                counts.append(float(terms))
-        answers.discard("unknown")
-        if self.num_batches > 1 and (len(answers) > 1 or "neither" in answers):
+                loss, terms, told = _custom_loss(self.loss(call, batch), batch)
+                counts.append(terms)
+                if not set(answers) - {"unknown"}:  # asked until one batch can tell
+                    answer = self._ask(call, batch, loss)
+                    answers.append("mean" if told and answer == "neither" else answer)
+                guessed |= not told
+        found = set(answers) - {"unknown"}
+        if self.num_batches > 1 and (len(found) > 1 or "neither" in found):
+            advice = "; or return (loss, num_terms), the mean loss and its terms" if guessed else ""
             raise ValueError(
                 "the loss is neither the mean nor the sum over the terms of each batch, so several "
-                "batches cannot be put together; give the data as one batch"
+                f"batches cannot be put together; give the data as one batch{advice}"
             )
-        if guessed and self.num_batches > 1:
+        if guessed and self.num_batches > 1 and not found:
             warnings.warn(
                 "loss(model, batch) does not say how many terms its mean is over: batches are "
                 "weighted by their rows; return (loss, num_terms) where that is wrong",
@@ -504,8 +507,26 @@ class Objective:
             )
         if not sum(counts) > 0:
             raise ValueError("the data hold no loss term (every target ignored, or empty batches)")
-        found = next(iter(answers - {"neither"}), None)
-        return found or declared_reduction(self.loss) or "mean", tuple(counts)
+        decided = next(iter(found - {"neither"}), None)
+        return decided or declared_reduction(self.loss) or "mean", tuple(counts)
+
+    def _ask(self, call: BoundModel, batch: Any, loss: float) -> str:
+        """What `reduction` says of a loss(model, batch), asked about two parts of the batch.
+
+        "unknown" where parts cannot tell: one row, a model that couples or draws for its rows, a
+        loss that does not take part of a batch.
+        """
+        size = _num_rows(batch)
+        if size < 2 or self.batch_norm == "batch" or self.fix_seeds is not None:
+            return "unknown"
+        cut = (size + 2) // 3
+        parts = [_rows_of(batch, torch.arange(*ends), size) for ends in ((0, cut), (cut, size))]
+        try:
+            told = [_custom_loss(self.loss(call, part), part) for part in parts]
+        except Exception:  # the user's own code, on what it was not made for
+            return "unknown"
+        losses, counts = [part[0] for part in told], [part[1] for part in told]
+        return judged(loss, losses, counts, torch.finfo(self.dtype).eps) or "unknown"
 
     def _read_graph(self) -> tuple[tuple[str, ...], Differentiability]:
         """The parameters that the loss of the first batch does not depend on; what lies between.
@@ -707,6 +728,13 @@ def _rows_of(thing: Any, index: Tensor, num_rows: int) -> Any:
     if isinstance(thing, tuple | list):
         return tuple(_rows_of(value, index, num_rows) for value in thing)
     return thing
+
+
+def _custom_loss(answer: Any, batch: Any) -> tuple[float, float, bool]:
+    """What loss(model, batch) returned: its value, its terms, and whether it said how many."""
+    loss, terms = answer if isinstance(answer, tuple) else (answer, _num_rows(batch))
+    value = float(loss.detach() if isinstance(loss, Tensor) else loss)
+    return value, float(terms), isinstance(answer, tuple)
 
 
 def _pieces(batch: Any, size: int) -> Iterator[Any]:

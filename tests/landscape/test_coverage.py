@@ -11,6 +11,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t as student_t
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
@@ -26,7 +27,8 @@ from landscape.linalg import (
     xtrace,
 )
 from landscape.sampling import sampling_errors
-from tests.references import PrescribedSpectrum
+from landscape.sharpness import Spectrum, measure
+from tests.references import PrescribedSpectrum, quadratic_objective
 
 pytestmark = pytest.mark.slow
 
@@ -113,6 +115,90 @@ def densities():
 def test_the_interval_of_the_spectral_mass_above_a_cut(densities, cut):
     truth = float((cut <= DENSITY).mean())
     assert_level([holds(density.mass_between(cut, np.inf), truth) for density in densities])
+
+
+# -- Random draws around theta ---------------------------------------------------------------------
+
+
+def t_holds(estimate, truth, *, num_draws, error=None):
+    """Whether value +- t standard errors holds the truth, as a reader would make the interval."""
+    error = estimate.standard_error if error is None else error
+    return abs(estimate.value - truth) <= student_t.ppf(0.975, num_draws - 1) * error
+
+
+def quadratic(*, deflated):
+    """An indefinite quadratic with a slope, theta that has zeros, and what is known of H."""
+    matrix = rotated(NETWORK).matrix
+    generator = torch.Generator().manual_seed(1)
+    theta = torch.randn(len(matrix), generator=generator, dtype=torch.float64)
+    theta[::9] = 0
+    slope = torch.randn(len(matrix), generator=generator, dtype=torch.float64)
+    pairs = lanczos(MatrixOperator(matrix), num_eigenpairs=5) if deflated else None
+    return quadratic_objective(matrix, slope, theta=theta), matrix, Spectrum(eigenpairs=pairs)
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+@pytest.mark.parametrize("metric", ["average-case", "adaptive-average-case"])
+def test_the_interval_of_the_average_case_of_a_quadratic(metric, deflated):
+    """The truth is rho^2 tr(H) / 2P, of T H T on the weights that are not zero if adaptive."""
+    objective, matrix, spectrum = quadratic(deflated=deflated)
+    entries = matrix.diag()
+    if metric == "adaptive-average-case":
+        moves = objective.theta != 0
+        entries = (entries * objective.theta**2)[moves]
+    truth = 0.3**2 * float(entries.sum()) / (2 * len(entries))
+    held, without, values, errors = [], [], [], []
+    for seed in range(2 * NUM_SEEDS):
+        word = f"{metric}:rho=0.3:num_draws=64"
+        found = measure(word, objective, seed=seed, spectrum=spectrum)
+        held.append(t_holds(found, truth, num_draws=64))
+        values.append(found.value)
+        errors.append(found.standard_error)
+        plain = found.details["plain_standard_error"]  # of the mean without what is known
+        without.append(t_holds(found, truth, num_draws=64, error=plain))
+    assert_level(held)
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.1)
+    with pytest.raises(AssertionError):
+        assert_level(without)
+
+
+def test_the_interval_of_the_average_case_of_a_net():
+    """The truth from 200,000 draws of its own, by one batched forward pass for many of them."""
+    inputs, targets = load_digits(return_X_y=True)
+    x, y = torch.tensor(inputs[:80] / 16), torch.tensor(targets[:80])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 10)).double()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.3, momentum=0.9)
+        for _ in range(80):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            optimizer.step()
+    w1, b1, w2, b2 = (p.detach() for p in net.parameters())
+    rho, size = 3.0, sum(p.numel() for p in net.parameters())
+    random, rises = torch.Generator().manual_seed(99), []
+
+    def noise(like, num):
+        draws = torch.randn(num, *like.shape, generator=random, dtype=torch.float64)
+        return like + rho / math.sqrt(size) * draws
+
+    with torch.no_grad():
+        here = float(F.cross_entropy(net(x), y))
+        for _ in range(200):
+            one, other, second, last = (noise(p, 1000) for p in (w1, b1, w2, b2))
+            hidden = (x @ one.mT + other[:, None]).relu()
+            logits = hidden @ second.mT + last[:, None]
+            nats = logits.logsumexp(2) - logits[:, torch.arange(80), y]
+            rises.append(nats.mean(1) - here)
+    rises = torch.cat(rises)
+    truth, error = float(rises.mean()), float(rises.std()) / math.sqrt(len(rises))
+    objective = Objective(net, F.cross_entropy, [(x, y)])
+    found = [
+        measure(f"average-case:rho={rho}:num_draws=64", objective, seed=seed)
+        for seed in range(NUM_SEEDS)
+    ]
+    assert error < 0.1 * found[0].standard_error
+    assert_level([t_holds(estimate, truth, num_draws=64) for estimate in found])
 
 
 # -- The data as a sample --------------------------------------------------------------------------

@@ -4,9 +4,12 @@ The references know nothing of `landscape`: torch.func on the whole data at once
 gradient at a time.
 """
 
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import dataclass, field, replace
 from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -22,7 +25,15 @@ from landscape import (
     MonteCarloFisher,
     Objective,
     Remainder,
+    estimate_diagonal,
+    hutchinson_trace,
+    hutchpp_trace,
+    lanczos,
+    scan_plane,
+    slq_density,
+    xtrace,
 )
+from landscape.sharpness import measure
 
 pytestmark = pytest.mark.slow
 
@@ -299,6 +310,31 @@ def test_hessian_gauss_newton_and_remainder_are_the_dense_ones(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_value_and_gradient_are_those_of_the_mean_over_all_data(name):
+    case = cases()[name]
+    objective, dense = case.objective(), Dense(case)
+    value, gradient = objective.value_and_gradient(objective.theta)
+    with sdpa_kernel(SDPBackend.MATH):
+        truth = float(dense.loss(dense.theta).detach())
+        slope = torch.autograd.functional.jacobian(dense.loss, dense.theta)
+    assert value == pytest.approx(truth, rel=1e-12)
+    assert objective.value(objective.theta) == pytest.approx(truth, rel=1e-12)
+    assert float((gradient - slope).abs().max()) < 1e-12 * float(slope.abs().max())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_matrix_depends_on_the_order_of_batches_or_of_rows(name):
+    case = cases()[name]
+    rows = torch.randperm(len(case.x), generator=generator(5))
+    shuffled = replace(case, x=case.x[rows], y=case.y[rows], cuts=[1, 5, 8, 3])
+    here, there = case.objective(), shuffled.objective()
+    v = normal(here.num_parameters, seed=9)
+    for matrix in (Hessian, GaussNewton, Remainder, EmpiricalFisher):
+        one, other = matrix(here) @ v, matrix(there) @ v
+        assert float((one - other).abs().max()) < 1e-12 * float(one.abs().max())
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_empirical_fisher_is_made_of_the_gradients_of_single_samples(name):
     case = cases()[name]
     assert_same_matrix(EmpiricalFisher(case.objective()), Dense(case).fisher())
@@ -396,3 +432,178 @@ def test_a_dict_batch_with_its_number_of_terms_has_the_hessian_of_the_whole():
     parts = zip(case.x.split(case.cuts), case.y.split(case.cuts), strict=True)
     objective = Objective(case.model, loss, [{"tokens": x, "next": y} for x, y in parts])
     assert_same_matrix(Hessian(objective), Dense(case).hessian())
+
+
+def mean_squared(call, batch):
+    """A regression: one term a value."""
+    prediction = call(batch["x"])
+    return F.mse_loss(prediction, batch["y"]), prediction.numel()
+
+
+def several_labels(call, batch):
+    """Any number of three labels a row, one of them known for some rows alone: one term a known."""
+    logits, known = call(batch["x"]), batch["known"]
+    terms = F.binary_cross_entropy_with_logits(logits, batch["y"], reduction="none")
+    return (terms * known).sum() / known.sum(), float(known.sum())
+
+
+@pytest.mark.parametrize("loss", [mean_squared, several_labels])
+@pytest.mark.parametrize("cuts", [[17], [9, 6, 2], [1, 15, 1]])
+@pytest.mark.parametrize("make", [mlp, frozen, Tied, Unused, convolution])
+def test_a_custom_loss_of_dicts_has_the_dense_hessian_however_the_data_are_cut(make, cuts, loss):
+    torch.manual_seed(0)
+    model = make().to(F64).eval()
+    x = normal(17, 1, 5, 5) if make is convolution else normal(17, 5)
+    y = normal(17, 3, seed=3)
+    known = (normal(17, 3, seed=6) > -0.5).to(F64)
+    rows = {"x": x, "y": (y > 0).to(F64) if loss is several_labels else y, "known": known}
+    parts = [t.split(cuts) for t in rows.values()]
+    batches = [dict(zip(rows, part, strict=True)) for part in zip(*parts, strict=True)]
+    objective = Objective(model, loss, batches)
+    dense = Dense(SimpleNamespace(model=model, x=x))
+
+    def whole(theta):
+        return loss(lambda _: dense.outputs(theta), rows)[0]
+
+    assert objective.num_terms == (float(known.sum()) if loss is several_labels else 51)
+    assert objective.value(objective.theta) == pytest.approx(float(whole(dense.theta)), rel=1e-12)
+    assert_same_matrix(Hessian(objective), hessian(whole)(dense.theta))
+
+
+@pytest.mark.parametrize("says_its_terms", [True, False])
+def test_a_custom_loss_that_sums_is_divided_by_its_terms_or_refused(says_its_terms):
+    """Taken for a mean, a sum over the batch changes with the cuts: 21.5, 10.7, 14.5 here."""
+    x, y = normal(10, 5), normal(10, 3, seed=3)
+
+    def summed(call, batch):
+        loss = F.mse_loss(call(batch["x"]), batch["y"], reduction="sum")
+        return (loss, batch["y"].numel()) if says_its_terms else loss
+
+    torch.manual_seed(0)
+    model = mlp().to(F64)
+    values = []
+    for cuts in ([10], [5, 5], [7, 3]):
+        parts = zip(x.split(cuts), y.split(cuts), strict=True)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                objective = Objective(model, summed, [{"x": a, "y": b} for a, b in parts])
+        except ValueError:
+            continue
+        values.append(objective.value(objective.theta))
+    assert not values or np.ptp(values) <= 1e-12 * max(values)
+
+
+# -- Prescribed spectra ---------------------------------------------------------------------------
+
+SPECTRA = {
+    "triple": np.r_[50, 50, 50, 20, 15, np.linspace(0, 1, 55)],
+    "1 and .999": np.r_[1, 0.999, np.linspace(0, 0.9, 58)],
+    "condition 1e8": np.logspace(0, -8, 60),
+    "indefinite": np.r_[9, 5, np.linspace(-3, 3, 57), -7],
+    "rank 3": np.r_[8, 2, -4, np.zeros(57)],
+    "zero": np.zeros(60),
+}
+
+
+def quadratic_of(spectrum, *, theta=0.0):
+    """A linear model and a loss of signed squares whose Hessian has exactly these eigenvalues.
+
+    L(theta) = (1/N) sum_i s_i (x_i'theta)^2 / 2,   x_i the rows of sqrt(N) Q,   H = Q' diag(s) Q
+    """
+    size = len(spectrum)
+    q, _ = torch.linalg.qr(normal(size, size, seed=21))
+    x, signs = q * size**0.5, torch.from_numpy(np.asarray(spectrum, dtype=np.float64))[:, None]
+    model = nn.Linear(size, 1, bias=False).to(F64)
+    with torch.no_grad():
+        model.weight.fill_(theta)
+
+    def signed_squares(output, weight):
+        return (weight * output**2).mean() / 2
+
+    cuts = [size - 33, 32, 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a loss of zero nothing can be asked
+        batches = zip(x.split(cuts), signs.split(cuts), strict=True)
+        objective = Objective(model, signed_squares, batches)
+    return objective, q.T @ (signs * q)
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("matrix", [Hessian, GaussNewton, CentralDifference])
+def test_an_objective_of_a_prescribed_spectrum_has_it_to_both_ends(name, matrix):
+    spectrum = np.sort(SPECTRA[name])[::-1].copy()
+    objective, dense = quadratic_of(spectrum, theta=0.3)
+    operator = matrix(objective)
+    scale = max(float(np.abs(spectrum).max()), 1e-12)
+    close = 1e-7 if matrix is CentralDifference else 1e-12
+    v = normal(60, seed=9)
+    assert float((operator @ v - dense @ v).abs().max()) < close * scale * float(v.norm())
+    if matrix is CentralDifference:
+        return
+    pairs = lanczos(operator, num_eigenpairs=4, ends="both", tolerance=1e-9)
+    truth = np.r_[spectrum[:4], spectrum[-4:]]
+    assert pairs.complete
+    np.testing.assert_allclose(pairs.values.numpy(), truth, rtol=1e-9, atol=1e-13 * scale)
+    residuals = (dense @ pairs.vectors - pairs.vectors * pairs.values).norm(dim=0)
+    assert bool((residuals <= pairs.residuals + 1e-14 * scale).all())
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_every_estimate_of_a_prescribed_spectrum_is_within_its_error(name):
+    spectrum = SPECTRA[name]
+    objective, dense = quadratic_of(spectrum)
+    operator, total = Hessian(objective), float(spectrum.sum())
+    rounding = 1e-12 * float(np.abs(spectrum).max())
+    pairs = lanczos(operator, num_eigenpairs=3)
+    for estimate in (
+        hutchinson_trace(operator, num_probes=30),
+        hutchinson_trace(operator, num_probes=30, eigenpairs=pairs),
+        hutchpp_trace(operator, num_products=30),
+        xtrace(operator, num_products=30),
+    ):
+        assert abs(estimate.value - total) <= 4 * estimate.standard_error + 60 * rounding
+    diagonal = estimate_diagonal(operator, num_probes=30, eigenpairs=pairs)
+    miss = (diagonal.values - dense.diag()).abs()
+    assert bool((miss <= 5 * diagonal.standard_errors + rounding).all())
+    density = slq_density(operator, num_runs=10, num_steps=60)
+    assert density.mass == pytest.approx(1, abs=1e-5)
+    assert abs(density.mean - total / 60) <= 4 * density.mean_standard_error + rounding
+    for low, high in ((-np.inf, -1e-3), (0.95, np.inf)):
+        share = density.mass_between(low, high)
+        truth = float(((spectrum >= low) & (spectrum < high)).mean())
+        assert abs(share.value - truth) <= 4 * share.standard_error + 1e-12
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_every_spectral_measure_of_a_prescribed_spectrum_is_its_closed_form(name):
+    """At theta = 0 the gradient is 0, and the loss along any line a parabola."""
+    spectrum, rho = SPECTRA[name], 0.5
+    objective, dense = quadratic_of(spectrum)
+    top, bottom = float(spectrum.max()), float(spectrum.min())
+    scale = max(top, -bottom, 1e-12)
+    truths = {
+        "gradient-norm": 0.0,
+        "lambda-max:tolerance=1e-8": top,
+        "lambda-min:tolerance=1e-8": bottom,
+        "spectral-norm:tolerance=1e-8": max(top, -bottom),
+        f"worst-case:rho={rho}": rho**2 * max(top, 0) / 2,
+        f"min-sharpness:rho={rho}": rho**2 * max(-bottom, 0) / 2,
+        f"bilateral:rho={rho}": rho**2 * (max(top, 0) + max(-bottom, 0)) / 2,
+        f"sam:rho={rho}": 0.0,
+        f"sam-worst-predicted:rho={rho}": rho**2 * max(top, 0) / 2,
+    }
+    for word, truth in truths.items():
+        found = measure(word, objective).value
+        assert found == pytest.approx(truth, rel=1e-4, abs=1e-10 * scale), word
+        if word.startswith(("worst-case", "min-sharpness", "bilateral")):
+            assert found <= truth + 1e-12 * scale  # a lower bound
+    average = measure(f"average-case:rho={rho}", objective)
+    mean = rho**2 * float(spectrum.sum()) / (2 * 60)
+    assert abs(average.value - mean) <= 4 * average.standard_error + 1e-12 * scale
+    d1, d2 = normal(2, 60, seed=30)
+    axis = np.linspace(-1, 1, 5)
+    surface = scan_plane(objective, d1, d2, x=axis, y=axis, exact=True)
+    points = [[x * d1 + y * d2 for x in axis] for y in axis]
+    parabola = torch.tensor([[float(p @ dense @ p) / 2 for p in row] for row in points])
+    torch.testing.assert_close(surface.loss, parabola.to(F64), rtol=1e-6, atol=1e-6 * scale)

@@ -388,18 +388,63 @@ def test_batch_statistics_are_those_of_each_batch_when_asked_for():
         Objective(model, F.cross_entropy, [(x, y)], batch_norm="train")
 
 
-def test_a_dict_batch_without_its_number_of_terms_is_weighted_by_rows_with_a_warning():
+def dicts(x, y, cuts=(20, 23, 7)):
+    return [{"x": a, "y": b} for a, b in uneven(x, y, cuts)]
+
+
+def test_a_dict_batch_without_its_number_of_terms_is_a_mean_over_rows_if_its_parts_say_so():
     x, y = reference_data()
 
     def loss(call, batch):
         return F.cross_entropy(call(batch["x"]), batch["y"])
 
-    batches = [{"x": a, "y": b} for a, b in uneven(x, y)]
-    with pytest.warns(UserWarning, match=r"return \(loss, num_terms\)"):
-        objective = Objective(reference_net(), loss, batches)
+    objective = Objective(reference_net(), loss, dicts(x, y))
     whole = float(F.cross_entropy(reference_net()(x), y).detach())
     assert objective.value(objective.theta) == pytest.approx(whole, rel=1e-13)
-    Objective(reference_net(), loss, batches[:1])  # one batch: nothing to weigh, no warning
+
+
+def test_a_dict_batch_that_cannot_be_asked_is_weighted_by_rows_with_a_warning():
+    x, y = reference_data(3)
+
+    def loss(call, batch):
+        return F.cross_entropy(call(batch["x"]), batch["y"])
+
+    rows = dicts(x, y, (1, 1, 1))
+    with pytest.warns(UserWarning, match=r"return \(loss, num_terms\)"):
+        objective = Objective(reference_net(), loss, rows)
+    whole = float(F.cross_entropy(reference_net()(x), y).detach())
+    assert objective.value(objective.theta) == pytest.approx(whole, rel=1e-13)
+    Objective(reference_net(), loss, rows[:1])  # one batch: nothing to weigh, no warning
+
+
+def test_a_mean_over_something_else_than_rows_needs_its_number_of_terms():
+    x, y = reference_data()
+    counted = (torch.arange(50) % 3 > 0).double()
+
+    def loss(call, batch, told):
+        each = F.cross_entropy(call(batch["x"]), batch["y"], reduction="none")
+        mean = (each * batch["w"]).sum() / batch["w"].sum()
+        return (mean, batch["w"].sum()) if told else mean
+
+    cuts = (20, 23, 7)
+    parts = zip(x.split(cuts), y.split(cuts), counted.split(cuts), strict=True)
+    batches = [{"x": a, "y": b, "w": w} for a, b, w in parts]
+    with pytest.raises(ValueError, match=r"or return \(loss, num_terms\)"):
+        Objective(reference_net(), partial(loss, told=False), batches)
+    objective = Objective(reference_net(), partial(loss, told=True), batches)
+    whole = loss(reference_net(), {"x": x, "y": y, "w": counted}, told=False).item()
+    assert objective.value(objective.theta) == pytest.approx(whole, rel=1e-13)
+
+
+def test_a_batch_whose_parts_the_loss_does_not_take_is_left_unasked():
+    x, y = reference_data()
+
+    def loss(call, batch):
+        assert len(batch["x"]) == 50, "a whole, or nothing"
+        return F.cross_entropy(call(batch["x"]), batch["y"])
+
+    objective = Objective(reference_net(), loss, [{"x": x, "y": y}])
+    assert objective.reduction == "mean"
 
 
 def test_a_sum_is_recognised_where_the_loss_is_zero_by_its_own_word():

@@ -152,6 +152,86 @@ def test_trap_04_dropout_left_on_is_refused_at_construction():
         ours(Noisy(), F.cross_entropy, [data()])
 
 
+@pytest.mark.parametrize("drawn_by", ["dropout", "augmentation"])
+def test_trap_04_dropout_and_augmentation_are_off_or_refused(drawn_by):
+    class Augmenting(nn.Module):
+        """Noise on the inputs whatever the mode, as of a data set that augments as it is read."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x + 0.1 * torch.randn_like(x))
+
+    def check(products_of):
+        model = nn.Sequential(net(), nn.Dropout(0.5)).train()
+        if drawn_by == "augmentation":
+            model = Augmenting(net())
+        v = torch.ones(57, dtype=torch.float64)
+        products, refused = [v, v], ""
+        try:
+            products = products_of(model, F.cross_entropy, [data()], v)
+        except ValueError as error:
+            refused = str(error)
+        assert torch.equal(*products)
+        assert ("random numbers" in refused) == (drawn_by == "augmentation")
+
+    def twice_ours(model, loss, batches, v):
+        objective = Objective(model, loss, batches)
+        return [objective.hvp(objective.theta, v) for _ in range(2)]
+
+    def twice_as_it_stands(model, loss, batches, v):
+        products = []
+        for _ in range(2):
+            value = sum(loss(model(x), y) for x, y in batches)
+            gradients = torch.autograd.grad(value, list(model.parameters()), create_graph=True)
+            flat = torch.cat([g.reshape(-1) for g in gradients])
+            parts = torch.autograd.grad(flat, list(model.parameters()), v)
+            products.append(torch.cat([p.reshape(-1) for p in parts]))
+        return products
+
+    check(twice_ours)
+    with pytest.raises(AssertionError):
+        check(twice_as_it_stands)
+
+
+def test_trap_13_the_kinks_that_no_second_derivative_sees_are_named():
+    class ByFunction(nn.Module):
+        def __init__(self, *, pooled=False):
+            super().__init__()
+            self.first, self.last, self.pooled = nn.Linear(5, 6), nn.Linear(6, 3), pooled
+
+        def forward(self, x):
+            hidden = self.first(x)
+            if self.pooled:
+                return self.last(F.max_pool1d(hidden, 3, stride=1, padding=1))
+            return self.last(F.relu(hidden))
+
+    def check(kinks_of):
+        torch.manual_seed(0)
+        layers = nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)
+        for model, kink in (
+            (nn.Sequential(*layers), "relu"),
+            (ByFunction(), "relu"),
+            (ByFunction(pooled=True), "max_pool"),
+            (net(), None),
+        ):
+            names = kinks_of(model.double())
+            assert len(names) == (kink is not None)
+            assert kink is None or kink.replace("_", "") in names[0].lower().replace("_", "")
+
+    def ours_kinks(model):
+        return Objective(model, F.cross_entropy, [data()]).kinks
+
+    def of_the_modules(model):
+        return [type(m).__name__ for m in model.modules() if isinstance(m, nn.ReLU | nn.MaxPool1d)]
+
+    check(ours_kinks)
+    with pytest.raises(AssertionError):
+        check(of_the_modules)
+
+
 def test_trap_14_fused_attention_has_no_double_backward():
     class Attention(nn.Module):
         def __init__(self):
@@ -231,6 +311,46 @@ def test_trap_15_a_tied_weight_counts_once_and_moves_in_both_places():
     check(ours)
     with pytest.raises(AssertionError):
         check(counting_names)
+
+
+def test_trap_15_a_layer_that_runs_twice_counts_once_in_every_product():
+    def check(product_of):
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 3, bias=False)
+        model = nn.Sequential(layer, nn.Tanh(), layer).double()
+        x = torch.randn(8, 3, dtype=torch.float64)
+        y = torch.randn(8, 3, dtype=torch.float64)
+        weight = layer.weight.detach().reshape(-1)
+
+        def loss(w):
+            return F.mse_loss(torch.tanh(x @ w.view(3, 3).T) @ w.view(3, 3).T, y)
+
+        v = torch.arange(9.0, dtype=torch.float64)
+        product = product_of(model, F.mse_loss, [(x, y)], v)
+        assert product.shape == (9,)
+        assert torch.allclose(product, torch.func.hessian(loss)(weight) @ v, atol=1e-12)
+
+    def our_product(model, loss, batches, v):
+        objective = Objective(model, loss, batches)
+        return objective.hvp(objective.theta, v)
+
+    def moving_each_name_by_itself(model, loss, batches, v):
+        """The block of each place, the other held fixed, and the two added."""
+        (x, y), w = batches[0], model[0].weight.detach()
+        total = torch.zeros_like(v)
+        for place in (0, 2):
+
+            def loss_at(moved, place=place):
+                weights = {0: w, 2: w} | {place: moved}
+                return loss(torch.tanh(x @ weights[0].T) @ weights[2].T, y)
+
+            block = torch.func.hessian(loss_at)(w).reshape(9, 9)
+            total += block @ v
+        return total
+
+    check(our_product)
+    with pytest.raises(AssertionError):
+        check(moving_each_name_by_itself)
 
 
 def test_trap_15_a_non_contiguous_weight_keeps_its_order():
@@ -353,6 +473,49 @@ def test_trap_18_the_callers_flags_and_gradients_are_not_changed():
     def plain(model, loss, batch):
         model.eval()
         loss(model(batch[0]), batch[1]).backward()
+
+    check(our_gradient)
+    with pytest.raises(AssertionError):
+        check(plain)
+
+
+def test_trap_19_reduced_precision_of_the_caller_is_off_while_we_measure():
+    class Watched(nn.Module):
+        """Remembers in which precision its products were made."""
+
+        def __init__(self):
+            super().__init__()
+            self.head, self.seen = nn.Linear(5, 3), set()
+
+        def forward(self, x):
+            out = self.head(x)
+            tf32 = torch.get_float32_matmul_precision() != "highest"
+            self.seen.add((out.dtype, tf32))
+            return out
+
+    def check(gradient_of):
+        model, (x, y) = Watched(), data()
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("medium")  # TF32 and coarser, as trainings set it
+        try:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                seen = gradient_of(model, F.cross_entropy, [(x.float(), y)])
+            assert torch.get_float32_matmul_precision() == "medium"
+        finally:
+            torch.set_float32_matmul_precision(before)
+        assert seen == {(torch.float32, False)}
+
+    def our_gradient(model, loss, batches):
+        objective = Objective(model, loss, batches)
+        objective.gradient(objective.theta)
+        objective.value(objective.theta)
+        objective.hvp(objective.theta, objective.theta)
+        return objective._model.seen
+
+    def plain(model, loss, batches):
+        for x, y in batches:
+            loss(model(x).float(), y).backward()
+        return model.seen
 
     check(our_gradient)
     with pytest.raises(AssertionError):
