@@ -14,8 +14,10 @@ _EXPORTS = {
     "Checkpoint": "landscape.checkpoints.checkpoint",
     "CheckpointError": "landscape.checkpoints.errors",
     "LoadReport": "landscape.checkpoints.checkpoint",
+    "MAX_GIGABYTES": "landscape.checkpoints.files",
+    "StateKeyError": "landscape.checkpoints.errors",
     "find_checkpoints": "landscape.checkpoints.finding",
-    "load_weights": "landscape.checkpoints.checkpoint",
+    "load_weights": "landscape.checkpoints.loading",
     "read_checkpoint": "landscape.checkpoints.reading",
 }
 
