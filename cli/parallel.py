@@ -137,7 +137,9 @@ def connect_here(order: Order, *, is_over: Callable[[], bool], progress: Progres
 
     torch.set_num_threads(order.threads)
     with numerical_errors(), contextlib.redirect_stdout(sys.stderr):
-        subjects = build_subjects(read_all(order.paths), order.methods, order.request)
+        subjects = build_subjects(
+            read_all(order.paths, order.request), order.methods, order.request
+        )
         try:
             return connect(subjects, order.plan, progress=report)
         except BudgetSpent:
@@ -155,7 +157,7 @@ def _begin(
     from .subjects import build_subjects, read_all
 
     torch.set_num_threads(order.threads)
-    checkpoints = read_all([order.paths[position] for position in share])
+    checkpoints = read_all([order.paths[position] for position in share], order.request)
     methods = [order.methods[position] for position in share]
     subjects = build_subjects(checkpoints, methods, order.request)
     numbered = dict(zip(share, subjects, strict=True))

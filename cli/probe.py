@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from landscape.checkpoints import CheckpointError, find_checkpoints
+from landscape.checkpoints import MAX_GIGABYTES, CheckpointError, find_checkpoints
 from landscape.findings import Findings, load_findings, save_findings
 from landscape.plan import CONNECTIONS, DIRECTIONS, MATRICES, TRACE_METHODS, ProbePlan
 from landscape.table import Choice, Range
@@ -63,6 +63,14 @@ ARGUMENTS = (
     Argument("data", Text(), "data to probe on, in place of the recipe's (--list tasks)", _INPUT),
     Argument("data-dir", Text(), "folder with the data's files", _INPUT, metavar="DIR"),
     Argument("allow-code", Switch(), "run the FILE.py named by --model or --data", _INPUT),
+    Argument("state-key", Text(), "which state dict of the file, nested keys as a.b", _INPUT,
+             metavar="KEY"),
+    Argument("allow-missing", Words(), "globs of names that the checkpoint may lack", _INPUT,
+             metavar="GLOB"),
+    Argument("trust-pickle", Switch(), "run the code inside the checkpoint, where it has some",
+             _INPUT),
+    Argument("max-checkpoint-gb", Range(0, math.inf, MAX_GIGABYTES, open_low=True),
+             "most that a checkpoint may take in memory", _INPUT, metavar="GB"),
     Argument("allow-nonfinite", Switch(), "let weights in that are nan or inf", _INPUT),
     Argument("split", Choice(("train", "test"), "train"), "which samples are probed", _INPUT),
     Argument("max-samples", Range(1, math.inf, None, integer=True, optional=True),
@@ -269,8 +277,12 @@ def _probe(
         allow_nonfinite=settings["allow_nonfinite"],
         with_trajectory=plan.directions == "pca",
         landmarks=paths[:3] if plan.directions == "checkpoints" else (),
+        state_key=settings["state_key"],
+        trust_pickle=settings["trust_pickle"],
+        max_gigabytes=settings["max_checkpoint_gb"],
+        allow_missing=settings["allow_missing"],
     )
-    checkpoints = read_all(paths)
+    checkpoints = read_all(paths, request)
     check_comparable(checkpoints, request)
     check_device(settings["device"])
     methods = methods_of(checkpoints)
@@ -323,7 +335,12 @@ def _probe(
 
 def _are_small(paths: Sequence[Path]) -> bool:
     """Whether the nets have under a million parameters or so: two threads make those slower."""
-    return max(path.stat().st_size for path in paths) < SMALL_BYTES
+    return max(map(_num_bytes, paths)) < SMALL_BYTES
+
+
+def _num_bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _default_jobs(paths: Sequence[Path], device: str) -> int:
@@ -417,7 +434,7 @@ def _earlier(
         raise CommandError(
             BAD_INPUT, f"{error}; choose another folder with --out, or --overwrite"
         ) from error
-    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    hashes = [_sha256(path, settings) for path in paths]
     measured = {c["id"]: c["provenance"]["checkpoint_sha256"] for c in findings.checkpoints}
     document = findings.document
     same = (
@@ -437,9 +454,26 @@ def _earlier(
     )
 
 
+def _sha256(path: Path, settings: Settings) -> str:
+    """Of the checkpoint, as `read_checkpoint` says it: of several files where it has several."""
+    if path.is_dir() or path.name.endswith(".index.json"):
+        from landscape.checkpoints import read_checkpoint
+
+        checkpoint = read_checkpoint(
+            path,
+            state_key=settings["state_key"],
+            trust_pickle=settings["trust_pickle"],
+            max_gigabytes=settings["max_checkpoint_gb"],
+        )
+        return str(checkpoint.sha256)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _request_of(settings: Settings) -> dict[str, Any]:
     """What decides the data, beside the plan."""
-    names = ("model", "model_arg", "data", "data_dir", "split", "batch_size", "allow_nonfinite")
+    names = ("model", "model_arg", "data", "data_dir", "split", "batch_size", "allow_nonfinite",
+             "state_key", "allow_missing")  # fmt: skip
     files = {
         word: hashlib.sha256(path.read_bytes()).hexdigest()
         for word in (settings["model"], settings["data"])

@@ -13,15 +13,26 @@ from typing import Any
 from torch import Tensor, nn
 
 from landscape.checkpoints import (
+    MAX_GIGABYTES,
     Checkpoint,
     CheckpointError,
     LoadReport,
+    StateKeyError,
     load_weights,
     read_checkpoint,
 )
 from landscape.probing import Subject
 from sam_variants import VARIANTS
-from sam_variants.tasks import Split, Task, build_model, build_task
+from sam_variants.tasks import (
+    CODE,
+    Split,
+    Task,
+    Word,
+    build_model,
+    build_task,
+    parse_model,
+    parse_task,
+)
 from sam_variants.training.evaluation import fixed_rows
 
 from .arguments import BAD_INPUT, NUMERICAL, USAGE, CommandError
@@ -45,6 +56,8 @@ class Request:
         allow_nonfinite: weights that are nan or inf are let in.
         with_trajectory: the run's earlier weights come along.
         landmarks: checkpoints whose weights come along, the first among those probed.
+        state_key, trust_pickle, max_gigabytes: as `read_checkpoint` takes them.
+        allow_missing: globs of names that a checkpoint may lack.
     """
 
     model: str | None
@@ -60,6 +73,10 @@ class Request:
     allow_nonfinite: bool
     with_trajectory: bool = False
     landmarks: Sequence[Path] = ()
+    state_key: str | None = None
+    trust_pickle: bool = False
+    max_gigabytes: float = MAX_GIGABYTES
+    allow_missing: Sequence[str] = ()
 
 
 def check_device(name: str) -> None:
@@ -109,7 +126,7 @@ def build_subjects(
             tasks[word.noise_seed] = _build_task(word, request)
     landmarks = [
         (label, _weights_of(checkpoint, words[0], tasks[words[0].noise_seed], request))
-        for label, checkpoint in _labelled(request.landmarks)
+        for label, checkpoint in _labelled(request.landmarks, request)
     ]
     return [
         _subject(checkpoint, method, word, tasks[word.noise_seed], request, landmarks)
@@ -117,8 +134,8 @@ def build_subjects(
     ]
 
 
-def _labelled(paths: Sequence[Path]) -> list[tuple[str, Checkpoint]]:
-    checkpoints = read_all(paths)
+def _labelled(paths: Sequence[Path], request: Request) -> list[tuple[str, Checkpoint]]:
+    checkpoints = read_all(paths, request)
     return [
         (_label(method, checkpoint), checkpoint)
         for method, checkpoint in zip(methods_of(checkpoints), checkpoints, strict=True)
@@ -160,6 +177,9 @@ class _Words:
                     f"belongs to: give {option} (`--list` shows the names; a function of yours is "
                     "package.module:factory)",
                 )
+        if not request.allow_code:
+            _refuse_code(checkpoint, "--model", None if request.model else parse_model(str(model)))
+            _refuse_code(checkpoint, "--data", None if request.data else parse_task(str(task)))
         names = ("data_seed", "test_size", "label_noise", "validation", "data_dir")
         options = {} if request.data else {n: recipe[n] for n in names if recipe.get(n) is not None}
         if request.data_dir is not None:
@@ -174,10 +194,34 @@ class _Words:
         )
 
 
-def read_all(paths: Sequence[Path]) -> list[Checkpoint]:
-    """The checkpoints in these files; CommandError with exit code 3 where one cannot be read."""
+def _refuse_code(checkpoint: Checkpoint, option: str, word: Word | None) -> None:
+    """A file must not choose the code that reads it: the user says the word, or that it may."""
+    if word is not None and word.key in CODE:
+        raise CommandError(
+            BAD_INPUT,
+            f"{checkpoint.path} asks for the code {word.argument}: give {option} "
+            f"{word.argument} yourself, or --allow-code, if you trust the file",
+        )
+
+
+def read_all(paths: Sequence[Path], request: Request) -> list[Checkpoint]:
+    """The checkpoints in these files and folders.
+
+    Raises:
+        CommandError: exit code 2 where a choice is left to make, 3 where one cannot be read.
+    """
     try:
-        return [read_checkpoint(path) for path in paths]
+        return [
+            read_checkpoint(
+                path,
+                state_key=request.state_key,
+                trust_pickle=request.trust_pickle,
+                max_gigabytes=request.max_gigabytes,
+            )
+            for path in paths
+        ]
+    except StateKeyError as error:
+        raise CommandError(USAGE, str(error)) from error
     except (CheckpointError, OSError) as error:
         raise CommandError(BAD_INPUT, str(error)) from error
 
@@ -286,7 +330,13 @@ def _loaded(
             allow_code=request.allow_code,
             **dict(request.model_args),
         )
-        return model, load_weights(model, checkpoint, allow_nonfinite=request.allow_nonfinite)
+        report = load_weights(
+            model,
+            checkpoint,
+            allow_nonfinite=request.allow_nonfinite,
+            allow_missing=request.allow_missing,
+        )
+        return model, report
     except FloatingPointError as error:
         raise CommandError(NUMERICAL, str(error)) from error
     except (ValueError, OSError) as error:
@@ -312,7 +362,7 @@ def _trajectory(
     found = [
         (str(int(file.stem)) if file.stem.isdigit() else file.stem, saved)
         for file in earlier
-        for saved in read_all([file])
+        for saved in read_all([file], request)
         if not _same_weights(saved, checkpoint)
     ]
     if len(found) < 2:

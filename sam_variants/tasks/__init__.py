@@ -23,6 +23,7 @@ _RESNET = {"width": Range(1, 1024, 16, integer=True)}
 _DIM = Range(1, 4096, 192, integer=True)
 _FACTORY = "package.module:factory"
 _FACTORY_FILE = "FILE.py:factory"
+CODE = (_FACTORY, _FACTORY_FILE)  # keys of both tables whose argument is code that is run
 
 TASKS: dict[str, Entry] = {
     "mnist1d": Entry(
@@ -239,6 +240,7 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "CODE",
     "DATA_SEED",
     "LABEL_NOISE",
     "MODELS",

@@ -1,6 +1,7 @@
 """landscape-train as it is typed: what it answers, where, with which code."""
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -73,9 +74,11 @@ def test_help_lists_version_and_usage_errors_answer_without_torch() -> None:
     codes, imported = json.loads(done.stdout.splitlines()[-1])
     assert codes == [code for _, code in QUICK]
     assert imported == []
-    errors = done.stderr.splitlines()
+    lines = done.stderr.splitlines()
+    errors = [line for line in lines if line.startswith("landscape-train: error: ")]
     assert len(errors) == sum(code != 0 for _, code in QUICK)
-    assert all(line.startswith("landscape-train: error: ") for line in errors)
+    (note,) = [line for line in lines if line not in errors]
+    assert note.startswith("landscape-train: note: when = ae does not reach tsam, ")
 
 
 @pytest.mark.parametrize(
@@ -88,6 +91,7 @@ def test_help_lists_version_and_usage_errors_answer_without_torch() -> None:
         ("msam:shard=2", "unknown option of msam 'shard'; did you mean 'shards'?"),
         ("momentun-sam", "unknown variant 'momentun-sam'; did you mean 'momentum-sam'?"),
         ("ssam-d:pattern=4:2", "pattern must be N:M with whole numbers 1 <= N <= M"),
+        ("sam:when=every-0", "K in every-K must be a whole number >= 1, got 0"),
     ],
 )
 def test_a_bad_option_is_named_with_its_range_or_the_nearest(variant: str, message: str, capsys):
@@ -95,6 +99,30 @@ def test_a_bad_option_is_named_with_its_range_or_the_nearest(variant: str, messa
     captured = capsys.readouterr()
     assert message in captured.err
     assert len(captured.err.splitlines()) == 1
+
+
+def test_what_all_leaves_out_and_when_passes_over_are_told_in_a_line_each(capsys) -> None:
+    settings = ["--batch-size", "2", "--momentum", "0", "--when", "ae", "--print-config"]
+    assert main(["--variants", "all", *settings]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        "landscape-train: note: all leaves out msam (shards must be a whole number in [1, 2], the "
+        "batch size, got 4); momentum-sam (momentum must be a number in (0, 1), along which it "
+        "perturbs, got 0)",
+        "landscape-train: note: when = ae does not reach tsam, aace, previous-sam, which have no "
+        "clean gradient for it to watch: they perturb every step",
+    ]
+    written = tomllib.loads(captured.out)["variants"]
+    assert set(VARIANTS) - set(written) == {"msam", "momentum-sam"}
+    assert main(["--variants", "all", "--quiet", *settings]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["--variants", "sam,gnp", *settings]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["--variants", "all,msam", *settings]) == 2
+    assert capsys.readouterr().err == (
+        "landscape-train: error: msam: shards must be a whole number in [1, 2], the batch size, "
+        "got 4\n"
+    )
 
 
 def test_a_finished_study_answers_without_torch(tmp_path: Path) -> None:
@@ -247,7 +275,49 @@ def test_dry_run_prints_the_plan_and_writes_nothing(capfd) -> None:
     assert main(tiny("--out", "x", "--dry-run", "--batch-size", "64", "--json")) == 0
     answer = json.loads(capfd.readouterr().out)
     assert [entry["gradients"] for entry in answer["variants"]] == [8, 16]
+    probes = [entry["probe_seconds"] for entry in answer["variants"]]
+    assert answer["probe_seconds"] == pytest.approx(sum(probes))
+    assert all(entry["seconds"] > entry["probe_seconds"] > 0 for entry in answer["variants"])
+    assert answer["seconds"] == pytest.approx(sum(e["seconds"] for e in answer["variants"]))
     assert list(Path().iterdir()) == []
+
+
+def test_dry_run_says_how_much_of_the_time_measures_the_curvature(capfd) -> None:
+    assert main(tiny("--dry-run")) == 0
+    last = capfd.readouterr().out.splitlines()[-1]
+    words = r"about \d+ s in one process, \d+ s of it for lambda_max and sharpness; evaluations.*"
+    assert re.fullmatch(words, last)
+    assert main(tiny("--dry-run", "--probe-every", "never")) == 0
+    last = capfd.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"about \d+ s in one process; evaluations come on top", last)
+
+
+def test_dry_run_plans_each_seed_of_a_policy_that_draws(capfd) -> None:
+    settings = ("--dry-run", "--batch-size", "16", "--seeds", "3", "--probe-every", "never")
+    assert main(tiny(*settings, "--variants", "sam:when=bernoulli-0.5")) == 0
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if "3 x" in line]
+    low, high = map(int, re.search(r"(\d+) to (\d+) gradients a run", line).groups())
+    assert 29 < low < high < 58
+
+
+def test_a_device_that_is_not_there_is_one_line_and_leaves_nothing(capfd) -> None:
+    argv = tiny("--out", "x", "--device", "cuda:9")
+    argv[argv.index("--jobs") + 1] = "2"  # two workers would each say it
+    assert main(argv) == 2
+    captured = capfd.readouterr()
+    assert len(captured.err.splitlines()) == 1
+    assert "device 'cuda:9' cannot be used here" in captured.err
+    assert list(Path().iterdir()) == []
+
+
+def test_a_probe_of_what_was_trained_cites_the_papers_too() -> None:
+    from cli.subjects import read_all, training_section
+
+    assert main(tiny("--out", "x", "--variants", "erm,sam:rho=0.1")) == 0
+    paths = sorted(Path("x").glob("*/checkpoint.pt"))
+    section = training_section(read_all(paths))
+    assert section is not None
+    assert section["papers"] == {"sam-rho=0.1": "Foret et al. 2020, arXiv 2010.01412"}
 
 
 @pytest.mark.parametrize(
