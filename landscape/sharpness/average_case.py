@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from landscape.estimate import Estimate
@@ -37,10 +38,10 @@ def average_case(
 
         rise(d) - g'd - 1/2 sum_i lambda_i ((v_i'd)^2 - rho^2 / P),    d = rho z / sqrt(P)
 
-    with the eigenpairs of the spectrum where there is one. `details` holds the mean and standard
-    error without it. Antithetic pairs d, -d would take off the odd orders alone, for twice the
-    passes. A draw whose loss is not finite makes the mean so, and is named; it is never left out.
-    Cost: one gradient and num_draws forward passes.
+    with the eigenpairs of the spectrum where there is one. `details` holds the 95 % Student-t
+    `interval`, and the mean and standard error without the control variate. Antithetic pairs d, -d
+    would take off the odd orders alone, for twice the passes. A draw whose loss is not finite makes
+    the mean so, and is named, never left out. Cost: one gradient and num_draws forward passes.
 
     Args:
         theta: shape (P,).
@@ -107,7 +108,9 @@ def mean_rise(
         f"the loss is not finite (rise {float(rises[draw])}) at draw {draw + 1} of {num_draws}"
         for draw in (~rises.isfinite()).nonzero().flatten().tolist()
     ]
+    half_width = float(stdtrit(num_draws - 1, 0.975)) * standard_error
     details |= {
+        "interval": [value - half_width, value + half_width],
         "control_eigenpairs": prediction.num_eigenpairs,
         "plain_value": plain,
         "plain_standard_error": plain_error,

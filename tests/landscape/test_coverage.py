@@ -122,7 +122,11 @@ def test_the_interval_of_the_spectral_mass_above_a_cut(densities, cut):
 
 def t_holds(estimate, truth, *, num_draws, error=None):
     """Whether value +- t standard errors holds the truth, as a reader would make the interval."""
-    error = estimate.standard_error if error is None else error
+    if error is None:
+        error = estimate.standard_error
+        half_width = student_t.ppf(0.975, num_draws - 1) * error
+        ends = [estimate.value - half_width, estimate.value + half_width]
+        assert estimate.details["interval"] == pytest.approx(ends, rel=1e-9)
     return abs(estimate.value - truth) <= student_t.ppf(0.975, num_draws - 1) * error
 
 
