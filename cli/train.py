@@ -6,7 +6,7 @@ import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import landscape
 from landscape.table import Choice, Entry, Option, Range
 from sam_variants.training import failures
 from sam_variants.training.comparison import bases_words, caption, table
-from sam_variants.training.recipe import Recipe, recipe_options
+from sam_variants.training.recipe import ALL, Recipe, recipe_options
 from sam_variants.training.study import (
     COMPARISON,
     CONFIG,
@@ -165,6 +165,9 @@ def _main(argv: Sequence[str]) -> int:
     with usage_errors(f"{named}: " if named else ""):
         recipe = read_recipe(settings)
     _check(settings, recipe)
+    if not settings["quiet"]:
+        for note in notes(settings["variants"], recipe):
+            _say(f"note: {note}")
     if settings["print_config"]:
         chosen = {key: settings[key] for key in ("out", "jobs") if key in settings.given}
         print(to_toml(recipe.to_dict() | chosen), end="")
@@ -206,6 +209,25 @@ def read_recipe(settings: Settings) -> Recipe:
         ValueError: as `Recipe`.
     """
     return Recipe(**{key: settings[key] for key in recipe_options()})
+
+
+def notes(given: Sequence[str], recipe: Recipe) -> list[str]:
+    """What the recipe makes of the words that the user would not expect, a line each.
+
+    Args:
+        given: the variants as they were typed.
+        recipe: what became of them.
+    """
+    found = []
+    if ALL in given and recipe.left_out:
+        reasons = [f"{name} ({reason})" for name, reason in recipe.left_out.items()]
+        found.append(f"{ALL} leaves out {'; '.join(reasons)}")
+    if recipe.passed_over:
+        found.append(
+            f"when = {recipe.when} does not reach {', '.join(recipe.passed_over)}, which have no "
+            "clean gradient for it to watch: they perturb every step"
+        )
+    return found
 
 
 def _check(settings: Settings, recipe: Recipe) -> None:
@@ -270,13 +292,14 @@ def _dry_run(settings: Settings, recipe: Recipe, folder: Path) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         plans = plan_study(recipe, allow_code=settings["allow_code"])
     jobs = min(settings["jobs"] or num_cores(), len(recipe.runs))
-    known = [plan.seconds * plan.num_runs for plan in plans if plan.seconds is not None]
-    seconds = sum(known) / jobs
+    seconds = sum((plan.seconds or 0.0) * plan.num_runs for plan in plans) / jobs
+    probing = sum((plan.probe_seconds or 0.0) * plan.num_runs for plan in plans) / jobs
     if settings["json"]:
         answer = {
             "out": str(folder),
             "jobs": jobs,
             "seconds": seconds,
+            "probe_seconds": probing,
             "variants": [plan.to_dict() for plan in plans],
         }
         print(json.dumps(answer))
@@ -289,7 +312,9 @@ def _dry_run(settings: Settings, recipe: Recipe, folder: Path) -> int:
         spent = f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
         about = "" if plan.exact or low != high else "about "
         print(f"  {plan.label}: {plan.num_runs} x {steps}, {about}{spent} gradients a run")
-    print(f"about {seconds:,.0f} s of training in {jobs} processes, and the evaluations")
+    probes = f", {probing:,.0f} s of it for lambda_max and sharpness" if probing else ""
+    where = "one process" if jobs == 1 else f"{jobs} processes"
+    print(f"about {seconds:,.0f} s in {where}{probes}; evaluations come on top")
     return DONE
 
 
@@ -353,12 +378,13 @@ def listed(which: str) -> str:
     return "\n".join(lines)
 
 
-def _tables() -> dict[str, dict[str, Entry]]:
+def _tables() -> dict[str, Mapping[str, Entry]]:
     from landscape.sharpness import METRICS
     from sam_variants import VARIANTS
     from sam_variants.tasks import MODELS, TASKS
 
-    return dict(zip(LISTS, (VARIANTS, TASKS, MODELS, METRICS), strict=True))
+    tables: tuple[Mapping[str, Entry], ...] = (VARIANTS, TASKS, MODELS, METRICS)
+    return dict(zip(LISTS, tables, strict=True))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ import argparse
 import torch
 from torch import nn
 
-from sam_variants import build
+from sam_variants import build, parse
 from sam_variants.tasks import build_model, build_task
-from sam_variants.training import evaluating
+from sam_variants.training import Recipe, evaluating, wrong_class_divergence
 
 
 def main() -> None:
@@ -27,7 +27,8 @@ def main() -> None:
     task = build_task("mnist1d")
     inputs, targets = task.train.inputs.to(device), task.train.targets.to(device)
     model = build_model("cnn1d", task, seed=0).to(device)  # its weights stay float32
-    base = torch.optim.SGD(model.named_parameters(), lr=0.1, momentum=0.9)
+    base = Recipe(lr=0.1, weight_decay=0.0).base(parse(options.variant))  # SGD, or the rule's own
+    base = base.build(model.named_parameters())
     optimizer = build(options.variant, base, total_steps=options.steps)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, max(1, options.steps // 3), gamma=0.3)
     # bfloat16 has float32's range and needs no scale, but one does no harm: a power of two.
@@ -39,12 +40,13 @@ def main() -> None:
         scale = scaler.get_scale() if mixed else None
         for request in optimizer.passes(num_rows=len(batch), scale=scale):
             rows = batch[request.rows]  # a rule may ask for some of the batch's rows
+            criterion = wrong_class_divergence if request.ascent else nn.functional.cross_entropy
             losses = []
             with evaluating(model, request):
                 for part in rows.split(options.micro_batch):
                     with torch.autocast(device.type, dtype, enabled=mixed):
                         outputs = model(inputs[part])
-                        loss = nn.functional.cross_entropy(outputs, targets[part], reduction="none")
+                        loss = criterion(outputs, targets[part], reduction="none")
                     if request.gradient:
                         # Sums over all rows, so that unequal parts weigh what they should.
                         scaler.scale(loss.sum() / len(rows)).backward()

@@ -12,9 +12,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from sam_variants import build
+from sam_variants import build, parse
 from sam_variants.tasks import build_model, build_task
-from sam_variants.training import evaluating
+from sam_variants.training import Recipe, evaluating, wrong_class_divergence
 
 
 class Classifier(pl.LightningModule):
@@ -24,10 +24,10 @@ class Classifier(pl.LightningModule):
         self.model, self.variant = model, variant
 
     def configure_optimizers(self):
-        base = torch.optim.SGD(self.model.named_parameters(), lr=0.1, momentum=0.9)
-        num_steps = self.trainer.estimated_stepping_batches
-        optimizer = build(self.variant, base, total_steps=num_steps)
-        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)]
+        base = Recipe(lr=0.1, weight_decay=0.0).base(parse(self.variant))  # SGD, or the rule's own
+        end = self.trainer.estimated_stepping_batches
+        optimizer = build(self.variant, base.build(self.model.named_parameters()), total_steps=end)
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, end)]
 
     def training_step(self, batch, batch_idx):
         inputs, targets = batch
@@ -35,9 +35,10 @@ class Classifier(pl.LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of precision="16-mixed"
         scale = None if scaler is None else scaler.get_scale()
         for request in wrapper.optimizer.passes(num_rows=len(inputs), scale=scale):
+            x, y = inputs[request.rows], targets[request.rows]
+            criterion = wrong_class_divergence if request.ascent else nn.functional.cross_entropy
             with evaluating(self.model, request):
-                outputs, rows = self.model(inputs[request.rows]), targets[request.rows]
-                losses = nn.functional.cross_entropy(outputs, rows, reduction="none")
+                losses = criterion(self.model(x), y, reduction="none")
                 if request.gradient:
                     self.manual_backward(losses.mean())
             request.loss = losses.detach() if request.per_sample else losses.detach().mean()
@@ -63,10 +64,9 @@ def main() -> None:
     data = TensorDataset(task.train.inputs, task.train.targets)
     order = DistributedSampler(data, num_replicas=1, rank=0)  # a function of the epoch: resumes
     module = Classifier(build_model("cnn1d", task, seed=0), options.variant)
-    keep = ModelCheckpoint("lightning", "{epoch}", save_top_k=-1)
     trainer = pl.Trainer(
-        max_epochs=options.epochs, callbacks=[keep],
-        logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[ModelCheckpoint("lightning", "{epoch}", save_top_k=-1)], logger=False,
+        max_epochs=options.epochs, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     train = DataLoader(data, batch_size=100, sampler=order)
     test = DataLoader(task.test.batches(1000), batch_size=None)

@@ -86,6 +86,27 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
+@dataclass(frozen=True)
+class Rule(Entry):
+    """A line of `VARIANTS`; its summary ends with the paper, "(Foret et al. 2010.01412)".
+
+    Attributes:
+        starts_clean: whether the first evaluation of a step is at home, of the training loss, so
+            that a policy has a gradient to read.
+    """
+
+    starts_clean: bool = True
+
+    @property
+    def paper(self) -> str | None:
+        """ "Foret et al. 2020, arXiv 2010.01412", the year of its first version; None: no paper."""
+        found = re.search(r"\((?:([^()]*) )?((\d\d)\d\d\.\d{5})\)$", self.summary)
+        if found is None:
+            return None
+        authors, number, year = found.groups()
+        return f"{authors} 20{year}, arXiv {number}" if authors else f"arXiv {number}"
+
+
 _RHO = Range(0, math.inf, 0.05)
 _SCALE = Choice(("unit", "gradient"), "unit")
 _PER = Choice(("all", "tensor"), "all")
@@ -144,20 +165,23 @@ POLICIES: dict[str, Entry] = {
 }
 """Policies by the word that starts their name on the command line (`every-5`, `ae`)."""
 
-VARIANTS: dict[str, Entry] = {
-    "erm": Entry(
+_NUMBERS = {"every": "K", "bernoulli": "P", "tail": "F"}
+"""Policies whose word ends with a number, that of their first option, and its letter there."""
+
+VARIANTS: dict[str, Rule] = {
+    "erm": Rule(
         "sam_variants.erm:ERM",
         "the base optimizer alone, one gradient a step",
         policy="never",
         cost="1",
     ),
-    "sam": Entry(
+    "sam": Rule(
         "sam_variants.sam:SAM",
         "gradient at w + rho g/|g| (Foret et al. 2010.01412)",
         options={"rho": _RHO, "scale": _SCALE},
         cost="2",
     ),
-    "asam": Entry(
+    "asam": Rule(
         "sam_variants.asam:ASAM",
         "SAM in a ball scaled by the weights' own size (Kwon et al. 2102.11600)",
         options={
@@ -167,7 +191,7 @@ VARIANTS: dict[str, Entry] = {
         },
         cost="2",
     ),
-    "looksam": Entry(
+    "looksam": Rule(
         "sam_variants.looksam:LookSAM",
         "SAM every k steps, its orthogonal part reused between (Liu et al. 2203.02714)",
         options={
@@ -178,21 +202,21 @@ VARIANTS: dict[str, Entry] = {
         },
         cost="1 + 1/every",
     ),
-    "ae-sam": Entry(
+    "ae-sam": Rule(
         "sam_variants.sam:SAM",
         "SAM where the gradient is large for its recent history (Jiang et al. 2304.14647)",
         options={"rho": _RHO, "scale": _SCALE, **_ADAPTIVE},
         policy="ae",
         cost="1 + share",
     ),
-    "ae-looksam": Entry(
+    "ae-looksam": Rule(
         "sam_variants.looksam:LookSAM",
         "AE-SAM that reuses the orthogonal part between (Jiang et al. 2304.14647)",
         options={"rho": _RHO, "alpha": Range(0, math.inf, 0.8), "per": _PER, **_ADAPTIVE},
         policy="ae",
         cost="1 + share",
     ),
-    "multistep-sam": Entry(
+    "multistep-sam": Rule(
         "sam_variants.multistep:MultiStepSAM",
         "SAM by several ascent steps, their gradients averaged if asked (Kim et al. 2302.10181)",
         options={
@@ -203,27 +227,27 @@ VARIANTS: dict[str, Entry] = {
         },
         cost="1 + steps",
     ),
-    "rst": Entry(
+    "rst": Rule(
         "sam_variants.rst:GRST",
         "SAM on steps that a scheduled coin chooses (Zhao et al. 2203.09962)",
         options={"rho": _RHO, **_RANDOM, "gamma": Range(0, math.inf, 1.0)},
         policy="bernoulli",
         cost="1 + share",
     ),
-    "g-rst": Entry(
+    "g-rst": Rule(
         "sam_variants.rst:GRST",
         "RST whose rare SAM gradients weigh more (Zhao et al. 2203.09962)",
         options={"rho": _RHO, **_RANDOM, "gamma": Range(0, math.inf, None, optional=True)},
         policy="bernoulli",
         cost="1 + share",
     ),
-    "msam": Entry(
+    "msam": Rule(
         "sam_variants.msam:MSAM",
         "SAM on each shard of the batch by itself, averaged (Behdin et al. 2302.09693)",
         options={"rho": _RHO, "shards": Range(1, math.inf, 4, integer=True)},
         cost="2",
     ),
-    "tsam": Entry(
+    "tsam": Rule(
         "sam_variants.tsam:TSAM",
         "several random starts, weighted by exp(tilt loss) (Li et al. 2410.22656)",
         options={
@@ -235,9 +259,10 @@ VARIANTS: dict[str, Entry] = {
             "delta": Range(0, math.inf, 0.0),
             "schedule": Choice(("constant", "rising", "falling"), "constant"),
         },
+        starts_clean=False,
         cost="2 samples",
     ),
-    "bsam": Entry(
+    "bsam": Rule(
         "sam_variants.bsam:BSAM",
         "max-sharpness and min-sharpness together (Deng et al. 2409.13173)",
         options={
@@ -247,7 +272,7 @@ VARIANTS: dict[str, Entry] = {
         },
         cost="3",
     ),
-    "f-sam": Entry(
+    "f-sam": Rule(
         "sam_variants.fsam:FSAM",
         "ascends along the batch's noise, the full gradient removed (Li et al. 2403.12350)",
         options={
@@ -257,25 +282,26 @@ VARIANTS: dict[str, Entry] = {
         },
         cost="2",
     ),
-    "momentum-sam": Entry(
+    "momentum-sam": Rule(
         "sam_variants.momentum:MomentumSAM",
         "the base's momentum as the perturbation, one gradient (Becker et al. 2401.12033)",
         options={"rho": Range(0, math.inf, 0.3)},
+        starts_clean=False,
         cost="1",
     ),
-    "ssam-f": Entry(
+    "ssam-f": Rule(
         "sam_variants.sparse:SSAMF",
         "SAM on the weights of largest Fisher information (Mi et al. 2210.05177)",
         options={**_SPARSE, "samples": Range(1, math.inf, 16, integer=True)},
         cost="2, and samples rows a refresh",
     ),
-    "ssam-d": Entry(
+    "ssam-d": Rule(
         "sam_variants.sparse:SSAMD",
         "SAM on weights that drop and grow while training (Mi et al. 2210.05177)",
         options={**_SPARSE, "drop_rate": Range(0, 1, 0.5)},
         cost="2",
     ),
-    "fisher-mask-sam": Entry(
+    "fisher-mask-sam": Rule(
         "sam_variants.sparse:FisherMaskSAM",
         "SAM on the weights of largest squared gradient (Zhong et al. 2210.05497)",
         options={
@@ -285,7 +311,7 @@ VARIANTS: dict[str, Entry] = {
         },
         cost="2",
     ),
-    "esam": Entry(
+    "esam": Rule(
         "sam_variants.esam:ESAM",
         "SAM by some of the weights on some of the rows (Du et al. 2110.03141)",
         options={
@@ -295,53 +321,55 @@ VARIANTS: dict[str, Entry] = {
         },
         cost="1 + gamma + a forward",
     ),
-    "adasam": Entry(
+    "adasam": Rule(
         "sam_variants.sam:SAM",
         "SAM's gradient fed to Adam with AMSGrad (Sun et al. 2303.00565)",
         options={"rho": _RHO, "scale": _SCALE},
         base="adam:amsgrad",
         cost="2",
     ),
-    "aace": Entry(
+    "aace": Rule(
         "sam_variants.aace:AACE",
         "perturbs towards the wrong classes' distribution (2406.14329)",
         options={
             "rho": Range(0, math.inf, 0.2),
             "scale": Choice(("gradient", "unit"), "gradient"),
         },
+        starts_clean=False,
         cost="2",
     ),
-    "previous-sam": Entry(
+    "previous-sam": Rule(
         "sam_variants.previous:PreviousSAM",
         "the last step's gradient as the perturbation, one gradient (2306.05651)",
         options={"rho": _RHO},
+        starts_clean=False,
         cost="1",
     ),
-    "gsam": Entry(
+    "gsam": Rule(
         "sam_variants.gsam:GSAM",
         "SAM, descending the surrogate gap too (Zhuang et al. 2203.08065)",
         options={"rho": _RHO, "alpha": Range(0, math.inf, 0.4)},
         cost="2",
     ),
-    "vasso": Entry(
+    "vasso": Rule(
         "sam_variants.vasso:VaSSO",
         "SAM along a running average of gradients (Li and Giannakis 2309.15639)",
         options={"rho": _RHO, "theta": Range(0, 1, 0.4)},
         cost="2",
     ),
-    "gnp": Entry(
+    "gnp": Rule(
         "sam_variants.gnp:GNP",
         "plain and SAM gradient mixed: a penalty on its norm (Zhao et al. 2202.03599)",
         options={"rho": _RHO, "alpha": Range(0, math.inf, 0.8)},
         cost="2",
     ),
-    "le-sam": Entry(
+    "le-sam": Rule(
         "sam_variants.lesam:LESAM",
         "SAM whose radius raises the loss by a fixed amount (2605.10183)",
         options={"sigma": Range(0, math.inf, 0.05), "rho_max": Range(0, math.inf, 0.1)},
         cost="2",
     ),
-    "eigen-sam": Entry(
+    "eigen-sam": Rule(
         "sam_variants.eigensam:EigenSAM",
         "SAM turned towards the Hessian's top eigenvector (Luo et al. 2501.12666)",
         options={
@@ -352,7 +380,7 @@ VARIANTS: dict[str, Entry] = {
         },
         cost="2, and 2 iterations a refresh",
     ),
-    "sam-sps": Entry(
+    "sam-sps": Rule(
         "sam_variants.samsps:SAMSPS",
         "SAM with a stochastic Polyak step in place of the learning rate (2606.01827)",
         options={"rho": _RHO, "step_max": Range(0, math.inf, 1.0)},
@@ -380,10 +408,9 @@ class Spec:
     when: str | None = None  # a policy's word
 
     @property
-    def entry(self) -> Entry:
+    def entry(self) -> Rule:
         """The rule's line of `VARIANTS`."""
-        found: Entry = look_up(VARIANTS, self.name, "variant")
-        return found
+        return look_up(VARIANTS, self.name, "variant")
 
     @property
     def label(self) -> str:
@@ -404,7 +431,7 @@ def parse(text: str) -> Spec:
     """
     name, colon, rest = text.strip().partition(":")
     words = re.split(r":(?=[^:=]*=)", rest) if colon else []  # a value may hold a colon: 2:4
-    entry: Entry = look_up(VARIANTS, name, "variant")
+    entry = look_up(VARIANTS, name, "variant")
     options: dict[str, Any] = {}
     when: str | None = None
     for word in words:
@@ -444,17 +471,17 @@ def parse_policy(word: str, *, signal: str | None = None, **options: Any) -> Pol
     """
     name, dash, number = word.partition("-")
     entry: Entry = look_up(POLICIES, name, "policy")
-    takes_number = name in ("every", "bernoulli", "tail")
+    letter = _NUMBERS.get(name)
     if signal is not None:
         if "signal" not in entry.options:
             raise ValueError(f"only the policy 'ae' watches a signal, not {word!r}")
         options["signal"] = signal
-    if takes_number:
+    if letter is not None:
         key, option = next(iter(entry.options.items()))
         if key not in options:
             if not number:
                 raise ValueError(f"{name} needs its number, as in {name}-{option.default}")
-            options[key] = option.parse(key, number)
+            options[key] = option.parse(f"{letter} in {name}-{letter}", number)
     elif dash:
         raise ValueError(f"unknown policy {word!r}; did you mean {name!r}?")
     for key, value in options.items():
@@ -474,19 +501,23 @@ def build(
             goes by names (asam).
         when: the policy, or its word, of a rule whose name does not fix one.
         options: the rule's options by the names of `VARIANTS[name].options`, and those of `COMMON`
-            (total_steps, seed, ascent, skip_nonfinite). An option of the spec itself wins over one
-            given here.
+            (total_steps, seed, ascent, skip_nonfinite).
 
     Raises:
-        ValueError: an unknown name or option (with the nearest), a value out of its range, `when`
-            beside a fixed policy, no `total_steps` for a policy that needs the end, or a base that
-            the rule cannot work with (its entry's `base` says which it wants).
+        ValueError: an unknown name or option (with the nearest), a value out of its range, an
+            option or `when` with one value in the spec and another here, `when` beside a fixed
+            policy, no `total_steps` for a policy that needs the end, or a base that the rule cannot
+            work with (its entry's `base` says which it wants).
     """
     if isinstance(spec, str):
         spec = parse(spec)
     entry, name = spec.entry, spec.name
+    for key, value in spec.options.items():
+        _check_given_once(name, key, value, options.get(key, value))
+    if spec.when is not None:
+        _check_given_once(name, "when", spec.when, spec.when if when is None else when)
+        when = spec.when
     given = {**options, **spec.options}
-    when = spec.when if spec.when is not None else when
     for key, value in given.items():
         option = look_up({**entry.options, **COMMON}, key, f"option of {name}")
         if not callable(value):  # a Schedule is checked by the constructor
@@ -511,6 +542,13 @@ def build(
         )
     built: SharpnessAware = entry.load()(base, **rule_options)
     return built
+
+
+def _check_given_once(name: str, key: str, in_spec: object, beside: object) -> None:
+    if in_spec != beside:
+        raise ValueError(
+            f"{name}: {key} is {in_spec!r} in the spec and {beside!r} beside it: give one of them"
+        )
 
 
 def _check_free_policy(name: str) -> None:

@@ -6,6 +6,7 @@ from typing import Unpack
 
 from torch.optim import Optimizer
 
+from sam_variants import VARIANTS
 from sam_variants.base import Common, Descent, Evaluate, SharpnessAware
 from sam_variants.schedules import Schedule
 
@@ -35,7 +36,7 @@ class AACE(SharpnessAware):
     """
 
     name = "aace"
-    starts_clean = False
+    starts_clean = VARIANTS["aace"].starts_clean
     rho: float | Schedule
     scale: str
 

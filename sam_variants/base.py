@@ -24,12 +24,14 @@ T = TypeVar("T", Tensor, ParameterVector)
 
 LOOP = """\
     for request in optimizer.passes(num_rows=len(inputs)):
-        with sam_variants.training.evaluating(model, request):
-            loss = criterion(model(inputs[request.rows]), targets[request.rows])
+        criterion = wrong_class_divergence if request.ascent else cross_entropy
+        with evaluating(model, request):  # both names from sam_variants.training
+            losses = criterion(model(inputs[request.rows]), targets[request.rows], reduction="none")
             if request.gradient:
-                loss.backward()
-        request.loss = loss.detach()
+                losses.mean().backward()
+        request.loss = losses.detach() if request.per_sample else losses.detach().mean()
     optimizer.step()"""
+"""The recipe of every message about a loop: it serves every rule as it stands."""
 
 ALL_ROWS = slice(None)
 
@@ -170,7 +172,7 @@ class Counts:
     Attributes:
         gradients, forwards: evaluations with and without a backward pass, as really run.
         steps: base steps taken.
-        perturbed: those of them that the policy let perturb.
+        perturbed: those of them that evaluated away from home, as the policy let them.
         skipped: steps given up for a loss or a gradient that is not finite.
         refresh_gradients, refresh_forwards: the cost of masks, eigenvectors and signals.
     """
@@ -195,7 +197,8 @@ class StepFacts:
     """What is known of the last step, for metrics; tensors stay on their device.
 
     Attributes:
-        perturbed: whether the policy let the rule perturb.
+        perturbed: whether the policy let the rule perturb, and it did: a first step that has
+            nothing to go along yet (momentum-sam, previous-sam) did not.
         gradient_norm: ||g|| of the clean evaluation, 0-dim; None for rules without one.
         rho: the radius of the step; None for rules without one.
         signal, mean, deviation, threshold: of the policy's decision; None without a signal.
@@ -222,8 +225,9 @@ class _Cycle:
     scale: float | None
     phase: str = "running"  # then "ready", "skipped" or "left"
     num_evaluations: int = 0
-    loss: Tensor | None = None
+    losses: list[tuple[Tensor, float]] = field(default_factory=list)  # with their share of the rows
     perturbed: bool = False
+    left_home: bool = False
     gradient_norm: Tensor | None = None
     refreshing: bool = False
     staged: dict[str, Any] = field(default_factory=dict)
@@ -231,6 +235,14 @@ class _Cycle:
     rng_after: list[Tensor] = field(default_factory=list)
     rng_of_rows: dict[tuple[Any, Any, Any], list[Tensor]] = field(default_factory=dict)
     is_new_part: bool = False  # of the batch: the pass at hand is the first over its rows
+
+    @property
+    def loss(self) -> Tensor | None:
+        """The mean of what `losses` holds, each weighed by its rows."""
+        if len(self.losses) <= 1:
+            return self.losses[0][0] if self.losses else None
+        total = sum(share for _, share in self.losses)
+        return torch.stack([loss * (share / total) for loss, share in self.losses]).sum()
 
 
 class SharpnessAware(Optimizer, ABC):
@@ -596,8 +608,8 @@ class SharpnessAware(Optimizer, ABC):
                 optimizers of Lightning give one, whose hooks clip and log before the step.
 
         Returns:
-            The loss of the first evaluation of the training loss, detached (the mean, where it was
-            a loss per row).
+            The mean training loss of the batch's rows, each in the first evaluation that it took
+            part in (mSAM goes shard by shard), detached.
 
         Raises:
             RuntimeError: no loop has just ended; a closure without an argument for a rule that
@@ -682,8 +694,11 @@ class SharpnessAware(Optimizer, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores `state_dict`, of the same rule over the same parameters.
 
+        As with torch's groups, options of the state take the place of the constructor's; where they
+        differ a UserWarning names them.
+
         Raises:
-            ValueError: the state is another rule's or policy's, or of a policy with other
+            ValueError: the state is another rule's, policy's or base's, or of a policy with other
                 settings; its options do not fit this run (total_steps, ascent); or a key is missing
                 or foreign. Nothing is changed then.
         """
@@ -708,7 +723,7 @@ class SharpnessAware(Optimizer, ABC):
             for name, value in rule["options"].items():
                 setattr(self, name, schedule(value) if isinstance(value, dict) else value)
             self._check_composition()
-            self.base.load_state_dict({**state_dict, "param_groups": groups})
+            self._load_base({**state_dict, "param_groups": groups})
         except Exception:
             self.policy.load_state_dict(kept)
             for name, value in kept_options.items():
@@ -721,6 +736,7 @@ class SharpnessAware(Optimizer, ABC):
         self._memory = {name: self._alive(value) for name, value in rule["memory"].items()}
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
+        self._warn_of_replaced(kept_options)  # last: as an error it finds the state whole
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -813,6 +829,7 @@ class SharpnessAware(Optimizer, ABC):
             self._go_home()
         else:
             self._go_to(offset, cycle.parameters)
+            cycle.left_home |= not cycle.refreshing
 
     def _random_states_for(self, cycle: _Cycle, request: Evaluate) -> list[Tensor]:
         """Where the generators stand for a later pass: as for these rows before, or going on.
@@ -841,19 +858,20 @@ class SharpnessAware(Optimizer, ABC):
                 f"the request asked for one loss a row, shape ({request.num_rows},), and the loop "
                 f"set a loss of shape {tuple(loss.shape)}: where request.per_sample, set request."
                 'loss to criterion(..., reduction="none").detach() and run backward on its mean, '
-                "or let sam_variants.training.batch_closure answer"
+                f"as here, or let sam_variants.training.batch_closure answer:\n{LOOP}"
             )
         if not request.per_sample and loss.numel() != 1:
             raise RuntimeError(f"request.loss must be one number, got shape {tuple(loss.shape)}")
-        if request.first or cycle.is_new_part:
-            cycle.rng_after = _random_states(cycle.devices)
-            cycle.is_new_part = False
-        if cycle.loss is None and not request.ascent:
-            cycle.loss = loss.mean()
-        cycle.num_evaluations += 1
         share = 1.0
         if not request.all_rows and request.num_rows is not None and cycle.num_rows is not None:
             share = request.num_rows / cycle.num_rows
+        seen = sum(rows for _, rows in cycle.losses)
+        if not request.ascent and (not cycle.losses or (cycle.is_new_part and seen < 1.0)):
+            cycle.losses.append((loss.mean(), share))
+        if request.first or cycle.is_new_part:
+            cycle.rng_after = _random_states(cycle.devices)
+            cycle.is_new_part = False
+        cycle.num_evaluations += 1
         kind = "gradients" if request.gradient else "forwards"
         self._count(**{f"refresh_{kind}" if cycle.refreshing else kind: share})
         evaluation = Evaluation(
@@ -873,8 +891,8 @@ class SharpnessAware(Optimizer, ABC):
             raise RuntimeError(
                 f"{self.name} asked for {_UNUSUAL[ignored]}, but the loop never looked at "
                 f"request.{ignored}, so it evaluated something else. Let sam_variants.training."
-                "batch_closure(model, criterion, inputs, targets) answer the requests, or a loop "
-                f"that looks at request.{ignored} beside this:\n{LOOP}"
+                "batch_closure(model, criterion, inputs, targets) answer the requests, or write "
+                f"the loop so that it serves every rule:\n{LOOP}"
             )
         if not request.gradient and any(p.grad is not None for p in cycle.parameters):
             raise RuntimeError(
@@ -933,8 +951,8 @@ class SharpnessAware(Optimizer, ABC):
                 parameter.grad = None if found is None else found.fill_(nan)
             elif parameter.requires_grad:
                 parameter.grad = torch.full_like(parameter, nan)
-        if cycle.loss is None:  # the ascent loss came first
-            cycle.loss = torch.tensor(nan)
+        if not cycle.losses:  # the ascent loss came first
+            cycle.losses.append((torch.tensor(nan), 1.0))
         self._count(skipped=1)
         cycle.phase = "skipped"
         self._cycle = cycle
@@ -942,13 +960,14 @@ class SharpnessAware(Optimizer, ABC):
     def _commit(self, cycle: _Cycle) -> None:
         self._memory.update(cycle.staged)
         rho = getattr(self, "rho", None)
+        perturbed = cycle.perturbed and cycle.left_home
         self.last = StepFacts(
-            perturbed=cycle.perturbed,
+            perturbed=perturbed,
             gradient_norm=cycle.gradient_norm,
             rho=None if rho is None else self._now(rho),
             **self.policy.facts(),
         )
-        self._count(steps=1, perturbed=int(cycle.perturbed))
+        self._count(steps=1, perturbed=int(perturbed))
 
     def _leave(self) -> None:
         """Home, and as if the open step had not begun (what it cost stays counted)."""
@@ -1050,6 +1069,36 @@ class SharpnessAware(Optimizer, ABC):
         if cycle is not None and cycle.phase in ("running", "ready"):
             return cycle.policy_before, cycle.draws_before
         return self.policy.state_dict(), self._generator.get_state()
+
+    def _load_base(self, state: dict[str, Any]) -> None:
+        kept = {"state": self.base.state, "param_groups": self.base.param_groups}
+        try:
+            self.base.load_state_dict(state)
+            # An older torch's groups lack newer options, which the base has filled in by now.
+            for group in self.base.param_groups:
+                missing = sorted(set(self.base.defaults) - set(group))
+                if missing:
+                    raise KeyError(", ".join(missing))
+        except KeyError as error:
+            self.base.__setstate__(kept)
+            raise ValueError(
+                f"the saved state is of another base optimizer: {type(self.base).__name__} does "
+                f"not find its {error.args[0]!r} there; build the rule over the base it was saved "
+                "with"
+            ) from error
+
+    def _warn_of_replaced(self, given: Mapping[str, Any]) -> None:
+        differing = [
+            f"{name}={getattr(self, name)!r} (given here: {value!r})"
+            for name, value in given.items()
+            if getattr(self, name) != value
+        ]
+        if differing:
+            warnings.warn(
+                f"the saved options take the place of the constructor's: {', '.join(differing)}; "
+                "set them after load_state_dict to change them on the way",
+                stacklevel=3,
+            )
 
     def _check_settings(self, saved: Mapping[str, Any] | None) -> None:
         mine = self.policy.settings()

@@ -80,11 +80,7 @@ class LookSAM(SharpnessAware):
     def _missing_part(self, sharp: ParameterVector, clean: ParameterVector) -> ParameterVector:
         """v: the unit vector of the sharp gradient's part orthogonal to the clean gradient."""
         if self.per == "tensor":
-            along = [
-                _ratio(mixed, square)
-                for mixed, square in zip(sharp.dots(clean), clean.dots(clean), strict=True)
-            ]
-            part = sharp.sub(clean.mul(along))
+            part = sharp.clone().orthogonal_by_slot_to_(clean)
             lengths = [square.sqrt() for square in part.dots(part)]
             noise = [square.sqrt() for square in sharp.dots(sharp)]
             return part.mul_(
@@ -104,11 +100,6 @@ class LookSAM(SharpnessAware):
             squares = gradient.dots(gradient)
             return direction.mul([self.alpha * square.sqrt() for square in squares])
         return direction.mul(self.alpha * norm)
-
-
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    positive = denominator > 0.0
-    return torch.where(positive, numerator / torch.where(positive, denominator, 1.0), 0.0)
 
 
 def _inverse_length(length: Tensor, scale: Tensor, epsilon: float) -> Tensor:

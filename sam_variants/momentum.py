@@ -7,6 +7,7 @@ from typing import Unpack
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sam_variants import VARIANTS
 from sam_variants.base import Common, Descent, Evaluate, SharpnessAware
 from sam_variants.schedules import Schedule
 from sam_variants.vector import ParameterVector
@@ -20,7 +21,7 @@ class MomentumSAM(SharpnessAware):
 
     The minus is the method: v adds up +gradients, so eps is where the momentum is going to descend
     (moving along +v soon does harm). Before the base has a momentum, at the first step, the
-    gradient is taken at home. One gradient a step.
+    gradient is taken at home, and the step counts as not perturbed. One gradient a step.
 
     The paper and its code keep the perturbed weights w - rho v/||v|| and step from there; w follows
     the same path here, but the weights stay at home, so that nothing is moved back for evaluation
@@ -37,7 +38,7 @@ class MomentumSAM(SharpnessAware):
     """
 
     name = "momentum-sam"
-    starts_clean = False
+    starts_clean = VARIANTS["momentum-sam"].starts_clean
     rho: float | Schedule
 
     def __init__(

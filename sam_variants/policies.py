@@ -45,6 +45,10 @@ class Policy(ABC):
             draw: a uniform number in [0, 1) from the optimizer's own generator.
         """
 
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
+        return f"{type(self).__name__}({settings})"
+
     @property
     def has_signal(self) -> bool:
         """Whether the decision follows a signal of the landscape at home."""
@@ -53,6 +57,11 @@ class Policy(ABC):
     @property
     def needs_gradient(self) -> bool:
         """Whether `signal` is called, which takes a clean evaluation."""
+        return False
+
+    @property
+    def needs_draw(self) -> bool:
+        """Whether `draw` is called, so that each seed perturbs other steps."""
         return False
 
     @property
@@ -174,6 +183,10 @@ class Bernoulli(Policy):
         return min(max(self.probability(progress), 0.0), 1.0)
 
     @property
+    def needs_draw(self) -> bool:
+        return True
+
+    @property
     def needs_end(self) -> bool:
         # By its word too, so that a sweep over `probability` asks for the same at every value.
         return self.schedule != "constant" or not self.probability.is_constant
@@ -220,6 +233,10 @@ class Coin(Policy):
 
     def __init__(self, lambda1: float = -1.0, lambda2: float = 1.0) -> None:
         self.level = _level("coin", lambda1, lambda2)
+
+    @property
+    def needs_draw(self) -> bool:
+        return True
 
     @property
     def needs_end(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Unpack
 
 from torch.optim import Optimizer
 
+from sam_variants import VARIANTS
 from sam_variants.base import Common, Descent, Evaluate, SharpnessAware
 from sam_variants.schedules import Schedule
 
@@ -16,8 +17,9 @@ class PreviousSAM(SharpnessAware):
         eps_t = rho q_{t-1} / (||q_{t-1}|| + 1e-12),   eps_0 = 0,    q_t = grad L(w + eps_t)
 
     Plus, an ascent, where Momentum-SAM has minus. q_{t-1} is what the rule handed to the base:
-    before clipping, without decay, of every step, perturbed or not. In the paper it is the
-    privatised gradient, which costs no further privacy. One gradient a step and one vector kept.
+    before clipping, without decay, of every step, perturbed or not; the first step, at home, counts
+    as not perturbed. In the paper it is the privatised gradient, which costs no further privacy.
+    One gradient a step and one vector kept.
 
     Args:
         base: the optimizer that descends.
@@ -28,7 +30,7 @@ class PreviousSAM(SharpnessAware):
     """
 
     name = "previous-sam"
-    starts_clean = False
+    starts_clean = VARIANTS["previous-sam"].starts_clean
     remembers = ("previous",)
     rho: float | Schedule
 

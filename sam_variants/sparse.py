@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, Unpack
 
 import torch
@@ -88,17 +89,54 @@ class SparseSAM(SharpnessAware):
             gradient = self.averaged(gradient.clone())
         return whole_tensors(gradient, self.parameters)
 
-    def _blocks(self, keep: float, pattern: str | None) -> list[Block]:
-        """Which weights compete: all of them for a share `keep`, or N of every M beside another."""
+
+class Sparsity(Common, total=False):
+    """What the constructors of SSAM-F and SSAM-D take beside an option of their own."""
+
+    rho: float | Schedule
+    sparsity: float
+    pattern: str | None
+    refresh_every: int
+
+
+class SSAM(SparseSAM):
+    """Sparse SAM (2210.05177) of a given sparsity, over all weights or by a pattern "N:M"."""
+
+    sparsity: float
+    pattern: str | None
+
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        own: Mapping[str, Any],
+        rho: float | Schedule = 0.05,
+        sparsity: float = 0.5,
+        pattern: str | None = None,
+        refresh_every: int = 100,
+        **common: Unpack[Common],
+    ) -> None:
+        options = {
+            "rho": rho,
+            "sparsity": sparsity,
+            "pattern": pattern,
+            "refresh_every": refresh_every,
+            **own,
+        }
+        super().__init__(base, options=options, **common)
+
+    def _blocks(self) -> list[Block]:
+        """Which weights compete: all for the share that is kept, or N of every M beside another."""
         parameters, trainable = self.parameters, self._trainable()
-        if pattern is None:
-            return single_run([p.numel() for p in parameters], trainable, keep=keep)
-        kept, of = map(int, pattern.split(":"))
+        if self.pattern is None:
+            sizes = [p.numel() for p in parameters]
+            return single_run(sizes, trainable, keep=1.0 - self.sparsity)
+        kept, of = map(int, self.pattern.split(":"))
         matrices = [slot for slot in trainable if parameters[slot].ndim >= 2]
         return pattern_runs([p.shape for p in parameters], matrices, keep=kept, of=of)
 
 
-class SSAMF(SparseSAM):
+class SSAMF(SSAM):
     """SSAM-F: sparse SAM on the weights of largest Fisher information (Mi et al., 2210.05177).
 
         F = sum_{i < N} (grad l_i(w))^2,  elementwise, one row of the current batch at a time
@@ -132,36 +170,17 @@ class SSAMF(SparseSAM):
     """
 
     name = "ssam-f"
-    sparsity: float
-    pattern: str | None
     samples: int
 
-    def __init__(
-        self,
-        base: Optimizer,
-        *,
-        rho: float | Schedule = 0.05,
-        sparsity: float = 0.5,
-        pattern: str | None = None,
-        refresh_every: int = 100,
-        samples: int = 16,
-        **common: Unpack[Common],
-    ) -> None:
-        options: dict[str, Any] = {
-            "rho": rho,
-            "sparsity": sparsity,
-            "pattern": pattern,
-            "refresh_every": refresh_every,
-            "samples": samples,
-        }
-        super().__init__(base, options=options, **common)
+    def __init__(self, base: Optimizer, *, samples: int = 16, **others: Unpack[Sparsity]) -> None:
+        super().__init__(base, own={"samples": samples}, **others)
         self._refuse_shards()
 
     def new_mask(self, clean: Evaluation) -> Descent:
         self._refuse_shards()  # the model may have been sharded since
         fisher = yield from self._fisher()
         scores = whole_tensors(self.over_workers(fisher), self.parameters)
-        blocks = self._blocks(1.0 - self.sparsity, self.pattern)
+        blocks = self._blocks()
         chosen = [(block, highest(block.runs(scores), block.places)) for block in blocks]
         return mask_of(chosen, self.parameters)
 
@@ -185,7 +204,7 @@ class SSAMF(SparseSAM):
             )
 
 
-class SSAMD(SparseSAM):
+class SSAMD(SSAM):
     """SSAM-D: sparse SAM on weights that drop out and grow in while training (2210.05177).
 
         K = round((1 - sparsity) D);  M starts as K weights at random
@@ -216,33 +235,16 @@ class SSAMD(SparseSAM):
     """
 
     name = "ssam-d"
-    sparsity: float
-    pattern: str | None
     drop_rate: float
 
     def __init__(
-        self,
-        base: Optimizer,
-        *,
-        rho: float | Schedule = 0.05,
-        sparsity: float = 0.5,
-        pattern: str | None = None,
-        refresh_every: int = 100,
-        drop_rate: float = 0.5,
-        **common: Unpack[Common],
+        self, base: Optimizer, *, drop_rate: float = 0.5, **others: Unpack[Sparsity]
     ) -> None:
-        options: dict[str, Any] = {
-            "rho": rho,
-            "sparsity": sparsity,
-            "pattern": pattern,
-            "refresh_every": refresh_every,
-            "drop_rate": drop_rate,
-        }
-        super().__init__(base, options=options, **common)
+        super().__init__(base, own={"drop_rate": drop_rate}, **others)
 
     def new_mask(self, clean: Evaluation) -> Descent:
         yield from ()  # the clean gradient and the generator say it all
-        parameters, blocks = self.parameters, self._blocks(1.0 - self.sparsity, self.pattern)
+        parameters, blocks = self.parameters, self._blocks()
         mask = self.recall("mask")
         if not self._fits(mask):
             mask = self._first_mask(blocks)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sam_variants import VARIANTS
 from sam_variants.base import Common, Descent, Evaluate, SharpnessAware
 from sam_variants.schedules import Schedule
 from sam_variants.vector import TINY, ParameterVector
@@ -48,7 +49,7 @@ class TSAM(SharpnessAware):
     """
 
     name = "tsam"
-    starts_clean = False
+    starts_clean = VARIANTS["tsam"].starts_clean
     scheduled = ("rho", "tilt", "radius")
     rho: float | Schedule
     tilt: float | Schedule

@@ -154,10 +154,12 @@ class ParameterVector:
 
     def orthogonal_to_(self, other: ParameterVector) -> ParameterVector:
         """self <- self - (<self, other> / <other, other>) other, as it is where the other is 0."""
-        along, square = self.dot(other), other.dot(other)
-        positive = square > 0.0
-        share = torch.where(positive, along / torch.where(positive, square, 1.0), 0.0)
-        return self.add_(other, -share)
+        return self.add_(other, -_share(self.dot(other), other.dot(other)))
+
+    def orthogonal_by_slot_to_(self, other: ParameterVector) -> ParameterVector:
+        """`orthogonal_to_`, each slot to the other's slot by itself."""
+        pairs = zip(self.dots(other), other.dots(other), strict=True)
+        return self.add_(other.mul([_share(along, square) for along, square in pairs]), -1.0)
 
     # Slots
 
@@ -192,6 +194,12 @@ class ParameterVector:
             return ParameterVector(shards)
         rest = iter(shards)
         return ParameterVector(None if t is None else _like(next(rest), t) for t in self.tensors)
+
+
+def _share(along: Tensor, square: Tensor) -> Tensor:
+    """along / square, and 0 where the square is 0."""
+    positive = square > 0.0
+    return torch.where(positive, along / torch.where(positive, square, 1.0), 0.0)
 
 
 def placed_like(whole: Tensor, model: Tensor) -> Tensor:

@@ -8,11 +8,14 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
+
+_OURS = ("landscape", "sam_variants", "cli", "landscape_cli")
 
 
 def run_factory(word: str, /, *, allow_code: bool = False, **arguments: Any) -> Any:
@@ -27,7 +30,7 @@ def run_factory(word: str, /, *, allow_code: bool = False, **arguments: Any) -> 
         ValueError: a file without `allow_code`; no such module or function; the code raised (names
             the user's own file and line).
     """
-    factory = _find_factory(word, allow_code)
+    factory = find_function(word, allow_code)
     try:
         inspect.signature(factory).bind(**arguments)
     except TypeError as error:
@@ -37,7 +40,7 @@ def run_factory(word: str, /, *, allow_code: bool = False, **arguments: Any) -> 
         ) from None
     except ValueError:  # a builtin without a signature; the call itself will tell
         pass
-    with _users_code(word, _folder_of(factory)):
+    with users_code(word, folder_of(factory)):
         return factory(**arguments)
 
 
@@ -53,10 +56,16 @@ def defined_at(factory: Callable[..., Any]) -> str:
 
 def where(word: str, *, allow_code: bool = False) -> str:
     """FILE:LINE of the definition behind a word, for messages about what it returned."""
-    return defined_at(_find_factory(word, allow_code))
+    return defined_at(find_function(word, allow_code))
 
 
-def _find_factory(word: str, allow_code: bool) -> Callable[..., Any]:
+def find_function(word: str, allow_code: bool) -> Callable[..., Any]:
+    """What `package.module:name` or `FILE.py:name` names, not called yet.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: as `run_factory`; the name stands for nothing that can be called.
+    """
     target, _, name = word.rpartition(":")
     if target.endswith(".py"):
         module = _run_file(word, Path(target).expanduser(), allow_code)
@@ -92,7 +101,7 @@ def _run_file(word: str, path: Path, allow_code: bool) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with _users_code(word, path.parent):
+        with users_code(word, path.parent):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
@@ -102,7 +111,7 @@ def _run_file(word: str, path: Path, allow_code: bool) -> ModuleType:
 
 def _import_module(word: str, target: str) -> ModuleType:
     try:
-        with _users_code(word, None, passing=ModuleNotFoundError):
+        with users_code(word, None, passing=ModuleNotFoundError):
             return importlib.import_module(target)
     except ModuleNotFoundError as error:
         if error.name is None or not (target == error.name or target.startswith(f"{error.name}.")):
@@ -115,7 +124,7 @@ def _import_module(word: str, target: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _users_code(
+def users_code(
     word: str, folder: Path | None, passing: type[BaseException] | tuple[()] = ()
 ) -> Any:
     """Prints of the block go to stderr; what it raises becomes one line with the user's place."""
@@ -134,10 +143,31 @@ def _users_code(
         raise ValueError(f"{word} failed at {place}: {type(error).__name__}: {message}") from error
 
 
-def _folder_of(factory: Callable[..., Any]) -> Path | None:
+def folder_of(factory: Callable[..., Any]) -> Path | None:
+    """The folder of the file that defines it; None for what comes from no file."""
     module = sys.modules.get(getattr(factory, "__module__", None) or "")
     file = getattr(module, "__file__", None)
     return Path(file).resolve().parent if file else None
+
+
+def users_place(error: BaseException) -> str | None:
+    """FILE:LINE of the deepest frame, of the error or its cause, that is the user's own code.
+
+    That is neither this project's, nor Python's, nor that of an installed package; None where no
+    such frame took part.
+    """
+    installed = [Path(folder).resolve() for folder in set(sysconfig.get_paths().values())]
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame, line in reversed(list(traceback.walk_tb(cause.__traceback__))):
+            path = Path(frame.f_code.co_filename)
+            package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+            if package in _OURS or not path.is_file():
+                continue
+            if not any(folder in path.resolve().parents for folder in installed):
+                return f"{path}:{line}"
+        cause = cause.__cause__
+    return None
 
 
 def _place(trace: TracebackType | None, folder: Path | None) -> str:

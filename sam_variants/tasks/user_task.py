@@ -23,18 +23,27 @@ def user_task(request: Request) -> Task:
     """
     word = request.argument
     returned = run_factory(word, allow_code=request.allow_code)
+    source = f"{word} at {where(word, allow_code=request.allow_code)}"
+    return task_of_returned(request.name, returned, source=source)
+
+
+def task_of_returned(name: str, returned: Any, *, source: str) -> Task:
+    """The task that a factory's answer makes, under this name; `source` says whose answer it is.
+
+    Raises:
+        ValueError: it is none of what `user_task` takes.
+    """
     if isinstance(returned, Task):
         return returned
-    source = f"{word} at {where(word, allow_code=request.allow_code)}"
     if not isinstance(returned, (tuple, list)) or len(returned) != 2:
         raise ValueError(
             f"{source} returned {_described(returned)}; expected training and test data, "
             "each (inputs, labels) or a torch Dataset"
         )
     train, test = (
-        _pair(part, name, source) for part, name in zip(returned, ("training", "test"), strict=True)
+        _pair(part, kind, source) for part, kind in zip(returned, ("training", "test"), strict=True)
     )
-    return task_of_arrays(request.name, train, test, source=source)
+    return task_of_arrays(name, train, test, source=source)
 
 
 def _pair(data: Any, name: str, source: str) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sam_variants.training.checkpoint import load_checkpoint, save_checkpoint
-    from sam_variants.training.closure import batch_closure, evaluating
+    from sam_variants.training.closure import batch_closure, evaluating, wrong_class_divergence
     from sam_variants.training.comparison import compare
     from sam_variants.training.recipe import Recipe, Run
     from sam_variants.training.sharded import load_sharded, save_sharded
@@ -29,6 +29,7 @@ __all__ = [
     "save_checkpoint",
     "save_sharded",
     "train_study",
+    "wrong_class_divergence",
 ]
 
 _LAZY = {
@@ -43,6 +44,7 @@ _LAZY = {
     "load_sharded": "sharded",
     "save_sharded": "sharded",
     "train_study": "study",
+    "wrong_class_divergence": "closure",
 }
 
 

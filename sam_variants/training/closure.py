@@ -174,7 +174,7 @@ def batch_closure(
     )
 
 
-def wrong_class_divergence(outputs: Tensor, targets: Tensor) -> Tensor:
+def wrong_class_divergence(outputs: Tensor, targets: Tensor, *, reduction: str = "mean") -> Tensor:
     """KL(q || softmax(z)), mean over rows, in nats: AACE's ascent loss (2406.14329).
 
         q_y = 0,    q_j = p_j / (1 - p_y)  for j != y,    p = softmax(z),    q without gradient
@@ -182,14 +182,21 @@ def wrong_class_divergence(outputs: Tensor, targets: Tensor) -> Tensor:
     Args:
         outputs: z, logits, (rows, classes).
         targets: y, class indices, (rows,).
+        reduction: "mean", or "none" for one number a row, (rows,).
+
+    Raises:
+        ValueError: another reduction.
     """
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction must be one of mean, none, got {reduction!r}")
     log_p = torch.log_softmax(outputs, dim=-1)
     with torch.no_grad():
         hidden = torch.zeros_like(outputs).scatter_(-1, targets.unsqueeze(-1), -torch.inf)
         log_q = torch.log_softmax(outputs + hidden, dim=-1)  # -inf at the right class
         q = log_q.exp()
         log_q = torch.where(q > 0.0, log_q, 0.0)
-    return (q * (log_q - log_p)).sum(dim=-1).mean()
+    divergences = (q * (log_q - log_p)).sum(dim=-1)
+    return divergences if reduction == "none" else divergences.mean()
 
 
 def _layers_with_statistics(model: nn.Module) -> Iterator[_NormBase]:

@@ -1,7 +1,11 @@
-"""What a study will cost, before it is trained: gradients by rule, seconds by a few real steps."""
+"""What a study will cost, before it is trained: gradients by rule, seconds by doing a little of it.
+
+A few real steps of each variant are timed, and one of the curvature measurements that end a run.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,10 +30,12 @@ class RunPlan:
         label: the variant.
         num_runs: how many seeds.
         steps: optimizer steps; None where the budget counts something else.
-        gradients: of one batch, forwards counted as thirds; the smallest and the largest possible.
+        gradients: of one batch, forwards counted as thirds; the smallest and the largest: of the
+            seeds where chance chooses the perturbed steps, and of what is possible where the
+            gradient or the landscape does.
         exact: whether the two are one number, counted and not scaled.
-        seconds: estimate of the training time of a run, without evaluations; None where it is the
-            budget itself.
+        seconds: estimate of the time of a run, without evaluations; None where nothing was timed.
+        probe_seconds: what the measuring of lambda_max and sharpness takes of it.
         num_parameters: of the model.
         base: the optimizer that takes the steps, in words.
     """
@@ -40,6 +46,7 @@ class RunPlan:
     gradients: tuple[float, float]
     exact: bool
     seconds: float | None
+    probe_seconds: float | None
     num_parameters: int
     base: str
 
@@ -54,6 +61,7 @@ class RunPlan:
             "gradients_range": list(self.gradients),
             "exact": self.exact,
             "seconds": self.seconds,
+            "probe_seconds": self.probe_seconds,
             "num_parameters": self.num_parameters,
         }
 
@@ -63,54 +71,83 @@ def plan_study(recipe: Recipe, *, allow_code: bool = False, timed: bool = True) 
 
     Gradients are counted, not computed from a formula: the rule itself is run on a toy of two
     parameters for as many steps, in batches of the real sizes, so that rules which ask for some
-    rows ask for the same share of them. Only a rule whose policy reads the gradient or the
-    landscape cannot be known in advance: its range is between no step perturbed and all.
+    rows ask for the same share of them, and with each seed where the policy draws. Only a rule
+    whose policy reads the gradient or the landscape cannot be known in advance: its range is
+    between no step perturbed and all.
 
     Args:
         recipe: what would be trained.
         allow_code: whether task and model may be files of the user's.
-        timed: also take a few real steps of each variant; seconds are None without them.
+        timed: also take a few real steps of each variant, and measure the curvature once for all
+            of them (the model and the samples are the same); seconds are None without.
 
     Raises:
         TrainingFailure: as the training would.
     """
-    first = {run.label: run for run in reversed(recipe.runs)}
-    return [
-        _plan(recipe, run, allow_code=allow_code, timed=timed)
-        for run in sorted(first.values(), key=recipe.runs.index)
-    ]
+    by_label: dict[str, list[Run]] = {}
+    for run in recipe.runs:
+        by_label.setdefault(run.label, []).append(run)
+    plans: list[RunPlan] = []
+    probes: _ProbeSeconds | None = None
+    for runs in by_label.values():
+        with TemporaryDirectory() as folder:
+            trainer = Trainer(recipe, runs[0], Path(folder), allow_code=allow_code)
+            a_step = _seconds_a_step(trainer) if timed else None
+            probes = _seconds_of_probes(trainer) if timed and probes is None else probes
+        plans.append(_plan(trainer, runs, a_step=a_step, probes=probes))
+    return plans
 
 
-def _plan(recipe: Recipe, run: Run, *, allow_code: bool, timed: bool) -> RunPlan:
-    with TemporaryDirectory() as folder:
-        trainer = Trainer(recipe, run, Path(folder), allow_code=allow_code)
-        total = trainer.budget.total_steps
-        a_step = _seconds_a_step(trainer) if timed else None
-    fixed = not trainer.optimizer.policy.needs_gradient and trainer.gauge is None
+@dataclass(frozen=True)
+class _ProbeSeconds:
+    """How long one measurement of the curvature takes, in between and at the end."""
+
+    between: float
+    end: float
+
+    def of_a_run(self, num_epochs: float, every: str | int) -> float:
+        """All of a run's; `every` epochs, or only at the end."""
+        between = math.ceil(num_epochs / every - 1e-9) - 1 if isinstance(every, int) else 0
+        return self.end + max(0, between) * self.between
+
+
+def _plan(
+    trainer: Trainer, runs: list[Run], *, a_step: float | None, probes: _ProbeSeconds | None
+) -> RunPlan:
+    recipe, policy, total = trainer.recipe, trainer.optimizer.policy, trainer.budget.total_steps
     steps = min(total or UNKNOWN_STEPS, REHEARSED_STEPS)
     sizes = _batch_sizes(trainer)
-    least = _rehearsed(recipe, run, sizes, steps, perturbed=None if fixed else False)
-    most = least if fixed else _rehearsed(recipe, run, sizes, steps, perturbed=True)
-    seconds: float | None = None
+    if policy.needs_gradient or trainer.gauge is not None:
+        counted = [_rehearsed(recipe, runs[0], sizes, steps, perturbed=p) for p in (False, True)]
+        exact = False
+    else:
+        drawn = runs if policy.needs_draw else runs[:1]
+        counted = [_rehearsed(recipe, run, sizes, steps, perturbed=None) for run in drawn]
+        exact = total == steps and min(counted) == max(counted)
+    least, most = min(counted), max(counted)
+    training: float | None = None
     if total is not None:
         low, high = least * (total / steps), most * (total / steps)
-        exact = fixed and total == steps
-        seconds = None if a_step is None else a_step * total
+        training = None if a_step is None else a_step * total
     elif recipe.budget[0] == "max_gradients":
         low = high = recipe.budget[1]
         exact = True
         if a_step is not None:
-            seconds = a_step * recipe.budget[1] / max(1.0, (least + most) / 2 / steps)
+            training = a_step * recipe.budget[1] / max(1.0, (least + most) / 2 / steps)
     else:
         low, high, exact = 0.0, float("inf"), False
-        seconds = recipe.budget[1]
+        training = recipe.budget[1]
+    probing: float | None = None
+    if probes is not None and a_step is not None and training is not None:
+        probing = probes.of_a_run(training / a_step / trainer.steps_per_epoch, recipe.probe_every)
     return RunPlan(
-        label=run.label,
-        num_runs=sum(other.label == run.label for other in recipe.runs),
+        label=runs[0].label,
+        num_runs=len(runs),
         steps=total,
         gradients=(low, high),
         exact=exact,
-        seconds=seconds,
+        seconds=None if probing is None or training is None else training + probing,
+        probe_seconds=probing,
         num_parameters=trainer.num_parameters,
         base=trainer.plan.words,
     )
@@ -155,3 +192,19 @@ def _seconds_a_step(trainer: Trainer) -> float:
             trainer.batch = 0
         trainer.take_step()
     return (time.monotonic() - began) / steps
+
+
+def _seconds_of_probes(trainer: Trainer) -> _ProbeSeconds:
+    """Of lambda_max alone, and of all that is measured of the last weights."""
+    if trainer.recipe.probe_every == "never":
+        return _ProbeSeconds(0.0, 0.0)
+    import sam_variants.training.geometry  # noqa: F401  # its import is no part of a measurement
+
+    lr = trainer.plan.lr
+    began = time.monotonic()
+    if trainer.probe is not None:
+        trainer.curvature(trainer.probe, lr)
+    between = time.monotonic() - began
+    began = time.monotonic()
+    trainer.final_curvature(lr)
+    return _ProbeSeconds(between, time.monotonic() - began)

@@ -36,8 +36,7 @@ BUDGETS = ("epochs", "max_steps", "max_gradients", "max_seconds")
 DEFAULT_EPOCHS = 60.0
 DEFAULT_LR = {"sgd": 0.1, "adamw": 1e-3}
 DEFAULT_WEIGHT_DECAY = {"sgd": 5e-4, "adamw": 1e-2}
-ALL = "all"  # as a variant: every rule
-WITHOUT_CLEAN_GRADIENT = ("tsam", "momentum-sam", "aace", "previous-sam")  # nothing for "ae"
+ALL = "all"  # as a variant: every rule that the rest of the recipe lets run
 
 
 def _of(kind: Option, help_: str, group: str) -> Any:
@@ -77,7 +76,7 @@ class Recipe:
 
     variants: tuple[str, ...] = _text(
         ("erm", "sam", "ae-sam"),
-        "rules, each NAME[:option=value...]; all: every one",
+        "rules, each NAME[:option=value...]; all: every one that the other options let run",
         "what is trained",
     )
     when: str | None = _text(
@@ -181,6 +180,7 @@ class Recipe:
                 object.__setattr__(self, item.name, _plain_number(kind, value))
             elif kind is None and item.name != "variants" and not _is_text(item, value):
                 raise ValueError(f"{item.name} must be a text, got {value!r}")
+        self._expand_all()
         self._check_names()
 
     def _settle(self) -> None:
@@ -188,9 +188,7 @@ class Recipe:
         budgets = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(budgets) > 1:
             raise ValueError(f"{budgets[0]} and {budgets[1]} exclude each other: give one budget")
-        given = tuple(self.variants)
-        named = [name for word in given for name in (VARIANTS if word == ALL else (word,))]
-        settled: dict[str, Any] = {"variants": tuple(named)}
+        settled: dict[str, Any] = {"variants": tuple(self.variants)}
         if not budgets:
             settled["epochs"] = DEFAULT_EPOCHS
         if self.lr is None:
@@ -199,6 +197,11 @@ class Recipe:
             settled["weight_decay"] = DEFAULT_WEIGHT_DECAY.get(self.optimizer, 0.0)
         for name, value in settled.items():
             object.__setattr__(self, name, value)
+
+    def _expand_all(self) -> None:
+        every = [name for name in VARIANTS if self._refusal(Spec(name)) is None]
+        named = [name for word in self.variants for name in (every if word == ALL else (word,))]
+        object.__setattr__(self, "variants", tuple(named))
 
     def _check_names(self) -> None:
         if not self.variants or not all(isinstance(word, str) for word in self.variants):
@@ -214,22 +217,37 @@ class Recipe:
 
     def _check_spec(self, spec: Spec) -> None:
         """What no option's own range can say: how the rule fits the rest of the recipe."""
-        options = {**spec.entry.defaults(), **spec.options}
-        if options.get("shards", 1) > self.batch_size:
-            raise ValueError(
-                f"{spec.name}: shards must be a whole number in [1, {self.batch_size}], the batch "
-                f"size, got {options['shards']}"
-            )
-        if spec.when == "ae" and spec.name in WITHOUT_CLEAN_GRADIENT:
+        if (reason := self._refusal(spec)) is not None:
+            raise ValueError(f"{spec.name}: {reason}")
+        if spec.when == "ae" and not spec.entry.starts_clean:
             raise ValueError(
                 f"{spec.name} has no clean gradient, so when=ae has nothing to watch; give it "
                 "every-K, bernoulli-P, tail-F or coin"
             )
-        if spec.name == "momentum-sam" and self.optimizer == "sgd" and self.momentum == 0:
-            raise ValueError(
-                "momentum-sam perturbs along the momentum, and momentum is 0; momentum must be a "
-                "number in (0, 1) for it"
+
+    def _refusal(self, spec: Spec) -> str | None:
+        """Why a rule cannot run under the other options; None where it can."""
+        options = {**spec.entry.defaults(), **spec.options}
+        if options.get("shards", 1) > self.batch_size:
+            return (
+                f"shards must be a whole number in [1, {self.batch_size}], the batch size, got "
+                f"{options['shards']}"
             )
+        if spec.name == "momentum-sam" and self.optimizer == "sgd" and self.momentum == 0:
+            return "momentum must be a number in (0, 1), along which it perturbs, got 0"
+        return None
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The rules that `all` leaves out under the other options, each with the reason."""
+        reasons = {name: self._refusal(Spec(name)) for name in VARIANTS}
+        return {name: reason for name, reason in reasons.items() if reason is not None}
+
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """The labels of variants that `when` does not reach, since they have nothing to watch."""
+        given = [parse(word) for word in self.variants]
+        return tuple(spec.label for spec in given if _is_free(spec) and self._is_blind(spec))
 
     def base(self, spec: Spec) -> Base:
         """The optimizer under a rule: this recipe's, or the one that the rule's entry names."""
@@ -269,10 +287,11 @@ class Recipe:
         return tuple(specs)
 
     def _with_policy(self, spec: Spec) -> Spec:
-        assert self.when is not None
-        free = spec.entry.policy is None and spec.when is None
-        blind = self.when == "ae" and spec.name in WITHOUT_CLEAN_GRADIENT
-        return replace(spec, when=self.when) if free and not blind else spec
+        reached = _is_free(spec) and not self._is_blind(spec)
+        return replace(spec, when=self.when) if reached else spec
+
+    def _is_blind(self, spec: Spec) -> bool:
+        return self.when == "ae" and not spec.entry.starts_clean
 
     def _with_signal(self, spec: Spec) -> Spec:
         if spec.entry.policy != "ae" or "signal" in spec.options:
@@ -403,6 +422,11 @@ def recipe_options() -> dict[str, tuple[Option | None, Any, str, str]]:
         )
         for item in fields(Recipe)
     }
+
+
+def _is_free(spec: Spec) -> bool:
+    """Whether neither the rule's name nor its options say when it perturbs."""
+    return spec.entry.policy is None and spec.when is None
 
 
 def _plain_number(kind: Option, value: Any) -> Any:

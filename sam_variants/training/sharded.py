@@ -35,7 +35,8 @@ def load_sharded(folder: Path | str, model: nn.Module, optimizer: SharpnessAware
     The number of workers may be another: shards are cut anew.
 
     Raises:
-        ValueError: the state is of another rule, or of other parameters.
+        ValueError: the state is of another rule or base optimizer, or of other parameters; the
+            model is as it was then.
     """
     from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -54,10 +55,12 @@ def load_sharded(folder: Path | str, model: nn.Module, optimizer: SharpnessAware
         shards[key] = torch.empty_like(optimizer.parameters[slot], dtype=dtype).detach()
 
     _join(rest, place)
-    parts = {"model": model.state_dict(), "shards": shards}
+    load({"shards": shards}, checkpoint_id=folder)
+    optimizer.load_state_dict(_join(rest, lambda key, _: shards[key]))
+    # Last: this reads into the model's own tensors, and what was refused above leaves it alone.
+    parts = {"model": model.state_dict()}
     load(parts, checkpoint_id=folder)
     model.load_state_dict(parts["model"])
-    optimizer.load_state_dict(_join(rest, lambda key, _: shards[key]))
 
 
 def _split(node: Any, key: str, shards: dict[str, Tensor]) -> Any:

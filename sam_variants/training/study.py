@@ -12,7 +12,7 @@ import contextlib
 import json
 import math
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +106,7 @@ def train_study(
         warn: called with one line about a run that failed while others went on.
 
     Raises:
+        DeviceError: the device is not there; nothing is written then.
         FolderError: the folder is in use, is a link, or holds something else.
         Interrupted: by a signal, after saving.
         TrainingFailure: the first failure of a run, after the others have ended.
@@ -115,7 +116,9 @@ def train_study(
     from sam_variants.training.workers import Order, num_cores, run_here, run_parallel
 
     _check_folder(folder)
-    with locked(folder):
+    if overwrite or finished_comparison(recipe, folder) is None:
+        _check_device(recipe)
+    with _removed_if_nothing_began(folder), locked(folder):
         finished = None if overwrite else finished_comparison(recipe, folder)
         if finished is not None:
             if not (folder / REPORT).is_file():
@@ -145,6 +148,30 @@ def _check_folder(folder: Path) -> None:
         raise FolderError(f"{folder} is a symbolic link; give the folder that it points to")
     if folder.exists() and not folder.is_dir():
         raise FolderError(f"{folder} is a file; give another --out")
+
+
+@contextlib.contextmanager
+def _removed_if_nothing_began(folder: Path) -> Iterator[None]:
+    """Bad data or user code is told before the first step: no trace of that attempt is left.
+
+    The next attempt is then not asked whether to resume what never began.
+    """
+    is_new = not folder.exists()
+    try:
+        yield
+    except BadInputError:
+        if is_new and [path.name for path in folder.iterdir()] == [CONFIG]:
+            (folder / CONFIG).unlink()
+            folder.rmdir()
+        raise
+
+
+def _check_device(recipe: Recipe) -> None:
+    """Before anything is written or removed: the workers would find out after that, each anew."""
+    if recipe.device != "cpu":
+        from sam_variants.training.trainer import usable_device  # brings torch
+
+        usable_device(recipe.device)
 
 
 def _prepare(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -206,8 +233,9 @@ def _raise_failures(
     signal = interruption.signal or stopped
     for ending in failed:
         _attach_trace(ending)
-    for ending in failed[1:] if signal is None else failed:
-        warn(str(ending.failure))
+    reasons = list(dict.fromkeys(str(ending.failure) for ending in failed))  # several meet one
+    for reason in reasons[1:] if signal is None else reasons:
+        warn(reason)
     done = sum(e.failure is None and e.signal is None for e in endings.values())
     if signal is not None and done < len(recipe.runs):
         raise Interrupted(signal, f"ended by signal {signal}; saved in {folder}: --resume goes on")
@@ -281,6 +309,11 @@ def training_document(
                 for index, (run, history) in enumerate(zip(recipe.runs, histories, strict=True))
             ],
             "comparison": comparison,
+            "papers": {
+                spec.label: spec.entry.paper
+                for spec in recipe.specs
+                if spec.entry.paper is not None
+            },
             "task": recipe.task,
             "model": recipe.model,
             "num_parameters": last.get("num_parameters"),

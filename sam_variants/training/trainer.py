@@ -310,7 +310,7 @@ class Trainer:
             self._keep_best(line)
         if self.complete:
             line.update(self._final_scores())
-            line.update(self._final_curvature(line["lr"]))
+            line.update(self.final_curvature(line["lr"]))
         else:
             self.order = self._epoch_order(self.epoch)
         every = self.recipe.save_every
@@ -355,7 +355,7 @@ class Trainer:
             line |= {"validation_loss": score.loss, "validation_accuracy": score.accuracy}
         every = self.recipe.probe_every
         if self.probe is not None and not self.complete and self.epoch % int(every) == 0:
-            line |= self._curvature(self.probe, line["lr"])
+            line |= self.curvature(self.probe, line["lr"])
         return line
 
     def _measured(self, gauge: CurvatureGauge) -> Measurement:
@@ -367,7 +367,7 @@ class Trainer:
                 "rate or the radius"
             ) from error
 
-    def _curvature(self, probe: CurvatureGauge, lr: float) -> dict[str, Any]:
+    def curvature(self, probe: CurvatureGauge, lr: float) -> dict[str, Any]:
         """lambda_max on the fixed training samples, with the edges that SGD and SAM have there."""
         from sam_variants.training.geometry import gradient_edge, sam_edge
 
@@ -390,7 +390,7 @@ class Trainer:
             found["sam_edge_heuristic"] = scale == "unit"
         return found
 
-    def _final_curvature(self, lr: float) -> dict[str, Any]:
+    def final_curvature(self, lr: float) -> dict[str, Any]:
         """lambda_max, the loss and the sharpness of the last weights, all on the same samples.
 
         A model on which they cannot be measured (one without second derivatives, say) is trained
@@ -400,7 +400,7 @@ class Trainer:
             return {}
         try:
             probe = self.probe or self._probe_gauge()
-            return self._curvature(probe, lr) | probe.flatness()
+            return self.curvature(probe, lr) | probe.flatness()
         except (DivergedError, RuntimeError, ValueError) as error:
             if self.probe is not None:
                 raise

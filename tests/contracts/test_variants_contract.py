@@ -6,15 +6,17 @@ Where an entry differs by its definition, a table says so, so that a new entry m
 import copy
 import io
 import math
+import textwrap
 
 import pytest
 import torch
 from torch import nn
 
 from sam_variants import COMMON, VARIANTS, build
+from sam_variants.base import LOOP
 from sam_variants.policies import AdaptiveThreshold
 from sam_variants.schedules import Linear
-from sam_variants.training.closure import batch_closure
+from sam_variants.training import batch_closure, evaluating, wrong_class_divergence
 
 TOTAL, ROWS = 12, 16
 cross_entropy = nn.functional.cross_entropy
@@ -133,6 +135,7 @@ def assert_equal(one, other):
 # -- What a step costs -----------------------------------------------------------------------------
 
 FIRED = "1 + the share of perturbed steps"
+NOTHING_YET = {"momentum-sam", "previous-sam"}  # to go along in the first step, which stays home
 COST = {  # gradients a step, forwards a step, gradients of all refreshes, at the defaults
     "erm": (1, 0, 0),
     "sam": (2, 0, 0),
@@ -181,7 +184,7 @@ def test_every_variant_takes_steps_at_the_cost_of_its_table(name, base):
     elif name == "looksam":
         assert counts.perturbed == 3
     else:
-        assert counts.perturbed == (0 if name == "erm" else TOTAL)
+        assert counts.perturbed == (0 if name == "erm" else TOTAL - (name in NOTHING_YET))
     assert counts.gradients == pytest.approx(gradients * TOTAL, abs=1e-9)
     assert counts.forwards == pytest.approx(forwards * TOTAL, abs=1e-9)
     assert counts.refresh_gradients == pytest.approx(refreshes, abs=1e-9)
@@ -433,6 +436,47 @@ def test_a_copy_trains_like_the_original(name):
     assert same(problem.bits(), twin.bits())
 
 
+@pytest.mark.parametrize(("name", "base"), PAIRS)
+def test_another_bases_state_is_refused_and_leaves_everything_as_it_was(name, base):
+    # adamw and adam:amsgrad have the options of one another
+    saved = Problem()
+    optimizer = saved.optimizer(name, base)
+    saved.train(optimizer, 0, 1)
+    problem = Problem()
+    named = problem.model.named_parameters()
+    if base in ("adamw", "adam:amsgrad"):
+        other, missing = torch.optim.SGD(named, lr=0.05, momentum=0.9), "momentum"
+    else:
+        other, missing = torch.optim.Adam(named, amsgrad=True), "betas|step"
+    resumed = problem.optimizer(name, base)
+    resumed.base = other  # as where another base was built; some rules would not take this one
+    before = copy.deepcopy(resumed.state_dict())
+    with pytest.raises(ValueError, match=rf"another base optimizer: \w+ does not .*({missing}).*"):
+        resumed.load_state_dict(optimizer.state_dict())
+    assert_equal(resumed.state_dict(), before)
+
+
+# -- The recipe of the messages --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_loop_that_every_message_shows_serves_every_rule_as_it_stands(name):
+    recipe = compile(textwrap.dedent(LOOP), "the recipe", "exec")
+    written, served = Problem(), Problem()
+    optimizer, reference = written.optimizer(name), served.optimizer(name)
+    names = {
+        "optimizer": optimizer, "model": written.model, "evaluating": evaluating,
+        "cross_entropy": cross_entropy, "wrong_class_divergence": wrong_class_divergence,
+    }  # fmt: skip
+    for t in range(4):
+        torch.manual_seed(100 + t)
+        exec(recipe, {**names, "inputs": written.x[t], "targets": written.y[t]})
+        served.train(reference, t, t + 1)
+    assert optimizer.counts == reference.counts
+    for got, expected in zip(written.bits(), served.bits(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-7)
+
+
 # -- Policies --------------------------------------------------------------------------------------
 
 POLICIES = {  # perturbed steps of 12; None: some but not all
@@ -458,6 +502,8 @@ def test_every_free_variant_runs_under_every_policy_that_it_can_serve(name, when
     optimizer = problem.optimizer(name, when=policy)
     problem.train(optimizer, 0, TOTAL)
     counts, expected = optimizer.counts, POLICIES[when]
+    if name in NOTHING_YET and when in ("always", "every-3"):
+        expected -= 1
     if expected is None:
         assert 0 < counts.perturbed < TOTAL
     else:
@@ -593,6 +639,35 @@ def test_awkward_parameters_and_groups_are_served(name):
     assert optimizer.counts.steps == 5
 
 
+# What these draw or choose counts the weights without a gradient too, so that a step beside such
+# weights is another step.
+COUNTS_EVERY_WEIGHT = {"tsam", "ssam-f", "ssam-d", "esam", "eigen-sam"}
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "options"),
+    [(name, base, {}) for name, base in PAIRS]
+    + [("multistep-sam", "sgd", {"average": "path"}), ("multistep-sam", "sgd", {"project": True})]
+    + [("multistep-sam", "sgd", {"average": "path+clean"}), ("bsam", "sgd", {"match_norms": True})]
+    + [("looksam", "sgd", {"per": "tensor"}), ("asam", "sgd", {"adapt": "all"})],
+)
+def test_parameters_without_a_gradient_are_left_alone_and_change_nothing_else(name, base, options):
+    # no move, no decay, no momentum, no part in any norm
+    alone, problem = Problem(), Problem()
+    unused = problem.model.unused = nn.Parameter(torch.ones(2, 2).double())
+    frozen = problem.model.frozen = nn.Parameter(torch.ones(3).double(), requires_grad=False)
+    for each in (alone, problem):
+        optimizer = each.optimizer(name, base, base_options={"weight_decay": 0.1}, **options)
+        each.train(optimizer, 0, 6)
+    for parameter in (unused, frozen):
+        assert bool((parameter == 1.0).all())
+        assert parameter.grad is None
+        assert parameter not in optimizer.state
+    if name not in COUNTS_EVERY_WEIGHT:
+        kept, expected = problem.model.state_dict(), alone.model.state_dict()
+        assert all(torch.equal(kept[key], tensor) for key, tensor in expected.items())
+
+
 # The offsets of these do not scale with rho alone: random starts, and several radii.
 @pytest.mark.parametrize("name", [n for n in WITH_RHO if n not in ("tsam",)])
 def test_a_group_with_its_own_radius_is_moved_by_it(name):
@@ -690,5 +765,7 @@ def test_every_entry_has_one_line_about_itself_and_a_class_with_a_docstring(name
     assert "\n" not in entry.summary
     assert 10 < len(entry.summary) < 100
     assert entry.load().__doc__
+    assert entry.load().starts_clean == entry.starts_clean
+    assert (entry.paper is None) == (name == "erm")
     for option, allowed in entry.options.items():
         allowed.check(option, allowed.default)

@@ -1,7 +1,6 @@
 """Steps of one rule on small quadratics: what the tests of single rules share."""
 
 import torch
-from torch import nn
 
 from sam_variants import Never
 from tests.references import HeavyBall, Quadratic, coupled_matrix
@@ -72,22 +71,6 @@ def scaled_groups():
     q = Quadratic(SCALES, [1.0, -1.0, 5.0, 2.0], sizes=[2, 1, 1])
     first, second, third = q.parameters
     return q, [{"params": [first], "rho": 0.3}, {"params": [second], "rho": 0.0}, {"params": third}]
-
-
-def check_parameters_without_a_gradient_are_left_alone(rule, *, num=6, tolerance=0.0, **options):
-    """Unused and frozen ones: no move, no decay, no momentum, no part in any norm."""
-    q, alone = problem(), problem()
-    rest = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3), requires_grad=False)]
-    base = sgd([*q.parameters, *rest], momentum=0.9, weight_decay=0.1)
-    optimizer = rule(base, **options)
-    reference = rule(sgd(alone.parameters, momentum=0.9, weight_decay=0.1), **options)
-    for _ in range(num):
-        optimizer.step(q.closure)
-        reference.step(alone.closure)
-    torch.testing.assert_close(q.x, alone.x, rtol=tolerance, atol=tolerance)
-    for tensor in rest:
-        assert torch.equal(tensor, torch.ones_like(tensor))
-        assert tensor not in base.state
 
 
 def one_of_two_workers(monkeypatch):

@@ -117,21 +117,6 @@ def test_rescaling_a_relu_net_rescales_the_perturbation_and_keeps_the_perturbed_
     torch.testing.assert_close(scaled_offset[1], offset[1] / 8.0, rtol=1e-9, atol=1e-12)
 
 
-def test_parameters_without_a_gradient_are_left_alone():
-    used, unused = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
-    optimizer = ASAM(sgd([used, unused], weight_decay=0.1))
-
-    def closure():
-        optimizer.zero_grad()
-        loss = used.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    assert torch.equal(unused, torch.ones(2, 2))
-    assert (used < 1).all()
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

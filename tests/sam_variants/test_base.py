@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -508,6 +509,35 @@ def test_a_rule_of_rows_gets_each_shards_gradient_at_its_own_offset():
     assert optimizer.counts.gradients == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("shards", [1, 2, 3, 10])
+def test_a_step_by_shards_returns_the_loss_of_the_whole_batch(shards):
+    model, x, y = regression(10)
+    expected = nn.functional.mse_loss(model(x), y)
+    optimizer = Shards(torch.optim.SGD(model.parameters(), lr=0.1), shards=shards)
+    loss = optimizer.step(batch_closure(model, nn.functional.mse_loss, x, y))
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=0.0)
+
+
+def test_a_part_of_the_batch_after_the_whole_of_it_has_no_say_in_the_loss():
+    class WholeThenParts(SharpnessAware):
+        name = "whole-then-parts"
+
+        def __init__(self, base):
+            super().__init__(base, options={})
+
+        def descent(self):
+            clean = yield Evaluate()
+            for rows in (slice(0, 3), slice(3, 5)):
+                yield Evaluate(rows=rows)
+            return clean.take()
+
+    model, x, y = regression(10)
+    expected = nn.functional.mse_loss(model(x), y).detach()
+    optimizer = WholeThenParts(torch.optim.SGD(model.parameters(), lr=0.1))
+    loss = optimizer.step(batch_closure(model, nn.functional.mse_loss, x, y))
+    assert torch.equal(loss, expected)
+
+
 def test_uneven_shards_are_counted_by_their_rows():
     model, x, y = regression(10)
     optimizer = Shards(torch.optim.SGD(model.parameters(), lr=0.1), shards=4)
@@ -601,8 +631,12 @@ def whole_batch(model, x, y, *, backward=True):
     ("rule", "message"),
     [
         (Shards, r"(?s)asked for some rows.*never looked at request\.rows.*batch_closure.*for "),
-        (WorstRows, r"one loss a row, shape \(10,\).*loss of shape \(\)"),
-        (Ascending, r"(?s)asked for its ascent loss.*never looked at request\.ascent.*batch_clos"),
+        (WorstRows, r"(?s)one loss a row, shape \(10,\).*loss of shape \(\).*if request\.per_samp"),
+        (
+            Ascending,
+            r"(?s)asked for its ascent loss.*never looked at request\.ascent.*batch_closure.*"
+            r"wrong_class_divergence if request\.ascent",
+        ),
         (ForwardOnly, r"(?s)asked for the loss alone.*only where request\.gradient"),
     ],
 )
@@ -1462,7 +1496,8 @@ def test_an_option_changed_on_the_way_is_saved_and_restored():
     optimizer.rho = 0.7
     optimizer.progress = 0.25
     _, fresh = trained(RULES["sam"], BASES["sgd"], 0)
-    fresh.load_state_dict(through_disk(optimizer.state_dict()))
+    with pytest.warns(UserWarning, match="saved options take the place"):
+        fresh.load_state_dict(through_disk(optimizer.state_dict()))
     assert fresh.rho == 0.7
     assert fresh.progress == 0.0  # assigned before a step, not remembered past it
     endless = SAM(sgd(problem().parameters), total_steps=math.inf)
@@ -1470,6 +1505,25 @@ def test_an_option_changed_on_the_way_is_saved_and_restored():
     other = SAM(sgd(problem().parameters), total_steps=math.inf)
     other.load_state_dict(endless.state_dict())
     assert other.progress == 0.25
+
+
+def test_saved_options_that_replace_others_are_told_in_one_warning_and_equal_ones_are_not():
+    saved = SAM(sgd(problem().parameters), rho=0.2, scale="gradient").state_dict()
+    fresh = SAM(sgd(problem().parameters), rho=0.5)
+    words = r"rho=0\.2 \(given here: 0\.5\), scale='gradient' \(given here: 'unit'\); set them aft"
+    with pytest.warns(UserWarning, match=words) as warned:
+        fresh.load_state_dict(through_disk(saved))
+    assert len(warned) == 1
+    assert Path(warned[0].filename) == Path(__file__)
+    assert (fresh.rho, fresh.scale) == (0.2, "gradient")
+    falling = Linear(0.2, 0.0)
+    for rho in (0.2, falling):  # warnings are errors here
+        state = SAM(sgd(problem().parameters), rho=rho, total_steps=9).state_dict()
+        same = SAM(sgd(problem().parameters), rho=rho, total_steps=9)
+        same.load_state_dict(through_disk(state))
+        assert same.rho == rho
+    with pytest.warns(UserWarning, match=r"rho=Linear\(.*\) \(given here: 0\.1\)"):
+        SAM(sgd(problem().parameters), rho=0.1, total_steps=9).load_state_dict(state)
 
 
 def test_a_saved_dict_does_not_change_with_the_run():

@@ -12,7 +12,6 @@ from tests.sam_variants.rule_steps import (
     H,
     base_steps,
     check_follows,
-    check_parameters_without_a_gradient_are_left_alone,
     descent_of,
     line,
     problem,
@@ -125,11 +124,6 @@ def test_groups_share_one_norm_and_their_own_rho_is_the_upper_one():
     torch.testing.assert_close(q.visited[1], x + RADII * u, rtol=1e-13, atol=1e-13)
     lower = torch.where(RADII > 0.0, 0.5, 0.0)  # a group that is not perturbed stays put
     torch.testing.assert_close(q.visited[2], x - lower * u, rtol=1e-13, atol=1e-13)
-
-
-@pytest.mark.parametrize("match_norms", [False, True])
-def test_parameters_without_a_gradient_are_left_alone(match_norms):
-    check_parameters_without_a_gradient_are_left_alone(BSAM, match_norms=match_norms)
 
 
 def test_a_zero_gradient_perturbs_nothing_and_gives_no_nan():

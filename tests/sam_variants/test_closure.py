@@ -306,6 +306,11 @@ def test_the_ascent_loss_is_the_divergence_of_the_wrong_classes():
     assert value.item() == pytest.approx(total)
     value.backward()
     torch.testing.assert_close(z.grad, gradient)
+    rows = wrong_class_divergence(z, y, reduction="none")
+    assert rows.shape == (5,)
+    torch.testing.assert_close(rows.mean(), value)
+    with pytest.raises(ValueError, match="reduction must be one of mean, none, got 'sum'"):
+        wrong_class_divergence(z, y, reduction="sum")
 
 
 def test_an_ascent_request_gets_the_ascent_loss():

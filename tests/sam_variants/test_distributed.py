@@ -263,6 +263,20 @@ def saved_and_continued(name, folder):
     return outcome(other, resumed)
 
 
+def loaded_onto_another_base(folder):
+    """The refusal of a state whose base was SGD, and whether the model was left alone."""
+    model = sharded_net()
+    optimizer = optimizer_of("sam", model)
+    train(optimizer, model, my_rows(), stop=2)
+    save_sharded(f"{folder}/of-sgd", model, optimizer)
+    other = sharded_net()
+    resumed = build("sam", torch.optim.Adam(other.named_parameters()), total_steps=STEPS, rho=0.3)
+    before = outcome(other, resumed)["weights"]
+    found = refusal(lambda: load_sharded(f"{folder}/of-sgd", other, resumed))
+    left_alone = torch.equal(outcome(other, resumed)["weights"], before)
+    return {**found, "left alone": left_alone}
+
+
 def jobs(folder):
     """Every job by its key, in the order in which both workers do them."""
     found = {("arithmetic",): sharded_arithmetic, ("forward alone",): sharded_forward_alone}
@@ -297,6 +311,7 @@ def jobs(folder):
     found["fsdp local",] = lambda: refusal(lambda: sharded("sam", ascent="local"))
     found["synced local",] = lambda: refusal(a_loop_that_syncs_everything)
     found["no no_sync",] = lambda: refusal(a_model_without_no_sync)
+    found["another base",] = lambda: loaded_onto_another_base(folder)
     for name in SAVED:
         options = SHORT_CYCLES if name in CYCLIC else {}
         found["unbroken", name] = lambda name=name, o=options: sharded(name, **o)
@@ -536,6 +551,12 @@ def test_a_sharded_run_continues_bit_for_bit_from_a_distributed_checkpoint(answe
     assert torch.equal(resumed["weights"], unbroken["weights"])
     assert torch.equal(resumed["draws"], unbroken["draws"])
     assert resumed["counts"]["steps"] == STEPS
+
+
+def test_a_distributed_checkpoint_of_another_base_is_refused_before_the_model_is_touched(answers):
+    found = of_both(answers, "another base")
+    assert "another base optimizer: Adam does not find its 'step' there" in found["refused"]
+    assert found["left alone"]
 
 
 @pytest.mark.filterwarnings("ignore:.*assuming.*single process")

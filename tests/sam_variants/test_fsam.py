@@ -10,7 +10,6 @@ from tests.sam_variants.rule_steps import (
     H,
     base_steps,
     check_follows,
-    check_parameters_without_a_gradient_are_left_alone,
     descent_of,
     line,
     problem,
@@ -133,10 +132,6 @@ def test_groups_share_one_norm_of_the_difference_and_use_their_own_rho():
     direction = SCALES @ q.x - 0.5 * m
     (second,) = offsets(q, optimizer, 1)
     torch.testing.assert_close(second, RADII * unit(direction), rtol=1e-11, atol=1e-13)
-
-
-def test_parameters_without_a_gradient_are_left_alone():
-    check_parameters_without_a_gradient_are_left_alone(FSAM)
 
 
 def test_a_gradient_that_comes_and_goes_counts_as_zero_where_it_is_missing():

@@ -10,7 +10,6 @@ from tests.sam_variants.rule_steps import (
     H,
     base_steps,
     check_follows,
-    check_parameters_without_a_gradient_are_left_alone,
     descent_of,
     line,
     problem,
@@ -69,10 +68,6 @@ def test_groups_share_one_norm_and_use_their_own_rho():
     torch.testing.assert_close(q.visited[1], x + RADII * unit(g), rtol=1e-13, atol=1e-13)
     mixed = 0.2 * g + 0.8 * SCALES @ (x + RADII * unit(g))
     torch.testing.assert_close(x - q.x, lr * mixed, rtol=1e-9, atol=1e-13)
-
-
-def test_parameters_without_a_gradient_are_left_alone():
-    check_parameters_without_a_gradient_are_left_alone(GNP)
 
 
 def test_a_zero_gradient_perturbs_nothing_and_gives_no_nan():

@@ -10,7 +10,6 @@ from tests.sam_variants.rule_steps import (
     H,
     base_steps,
     check_follows,
-    check_parameters_without_a_gradient_are_left_alone,
     descent_of,
     line,
     problem,
@@ -86,10 +85,6 @@ def test_the_projection_is_global_and_groups_use_their_own_rho():
     torch.testing.assert_close(q.visited[1], x + RADII * unit(g), rtol=1e-13, atol=1e-13)
     s = SCALES @ (x + RADII * unit(g))
     torch.testing.assert_close(x - q.x, lr * (s - 0.3 * across(g, s)), rtol=1e-9, atol=1e-13)
-
-
-def test_parameters_without_a_gradient_are_left_alone():
-    check_parameters_without_a_gradient_are_left_alone(GSAM)
 
 
 def test_a_zero_gradient_perturbs_nothing_and_gives_no_nan():

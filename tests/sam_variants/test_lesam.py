@@ -10,7 +10,6 @@ from tests.sam_variants.rule_steps import (
     H,
     base_steps,
     check_follows,
-    check_parameters_without_a_gradient_are_left_alone,
     check_plain_steps_average_the_gradient_of_a_local_ascent,
     descent_of,
     line,
@@ -99,10 +98,6 @@ def test_sigma_and_the_bound_may_follow_schedules():
             optimizer.step(q.closure)
             radii.append((q.visited[1] - q.visited[0]).item())
         assert radii == pytest.approx([0.4, 0.3, 0.2, 0.1])
-
-
-def test_parameters_without_a_gradient_are_left_alone():
-    check_parameters_without_a_gradient_are_left_alone(LESAM)
 
 
 def test_a_local_ascent_syncs_the_second_gradient_alone(monkeypatch):

@@ -65,6 +65,15 @@ def test_twenty_steps_follow_the_equations_with_decay_at_the_weights_at_home(k):
     assert optimizer.counts.gradients == len(q.visited) == 20
 
 
+def test_the_first_step_has_no_momentum_yet_and_counts_as_the_plain_one_it_is():
+    q = problem()
+    optimizer = MomentumSAM(sgd(q.parameters), rho=0.4)
+    for step in range(3):
+        optimizer.step(q.closure)
+        assert optimizer.last.perturbed == (step > 0)
+    assert optimizer.counts.perturbed == 2
+
+
 def test_without_decay_the_weights_follow_the_papers_stored_perturbed_weights():
     h, rho, lr, mu, q = coupled_matrix(), 0.4, 0.2, 0.9, problem()
     optimizer = MomentumSAM(sgd(q.parameters, lr=lr, momentum=mu), rho=rho)

@@ -90,6 +90,16 @@ def test_each_shard_is_perturbed_by_itself_and_the_mean_weighs_its_rows(num_rows
     assert optimizer.counts.gradients == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("when", [None, Every(3)])
+def test_a_step_returns_the_loss_of_the_whole_batch(when):
+    model, rows = Centres(), batch(10)
+    optimizer = MSAM(sgd(model.parameters()), rho=0.4, shards=4, when=when)
+    for _ in range(4):
+        expected = loss(model(rows[0]), rows[1]).detach()
+        got = optimizer.step(batch_closure(model, loss, *rows))
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=0.0)
+
+
 def test_twenty_steps_follow_the_equations():
     model, rows = Centres(), batch(10)
     optimizer = MSAM(sgd(model.parameters(), lr=0.2), rho=0.4, shards=4)
@@ -175,21 +185,6 @@ def test_groups_share_a_shards_norm_and_use_their_own_rho():
     asked, _ = one_step(optimizer, model, rows)
     for offset, (_, found) in zip(offsets, asked[1::2], strict=True):
         torch.testing.assert_close(found, offset, rtol=1e-12, atol=1e-12)
-
-
-def test_parameters_without_a_gradient_are_left_alone():
-    rows = batch(6)
-    model = Centres()
-    model.unused = nn.Parameter(torch.ones(2))
-    model.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
-    base = sgd(model.parameters(), momentum=0.9, weight_decay=0.05)
-    optimizer = MSAM(base, rho=0.4, shards=3)
-    for _ in range(8):
-        optimizer.step(batch_closure(model, loss, *rows))
-    assert torch.equal(model.x.detach(), trained(MSAM, rows, rho=0.4, shards=3))
-    for tensor in (model.unused, model.frozen):
-        assert torch.equal(tensor, torch.ones(2))
-        assert tensor not in base.state
 
 
 def test_a_policy_without_a_signal_leaves_plain_steps_on_the_whole_batch():

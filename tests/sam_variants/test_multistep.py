@@ -12,7 +12,6 @@ from tests.sam_variants.rule_steps import (
     H,
     base_steps,
     check_follows,
-    check_parameters_without_a_gradient_are_left_alone,
     check_plain_steps_average_the_gradient_of_a_local_ascent,
     descent_of,
     line,
@@ -125,12 +124,6 @@ def test_groups_of_their_own_rho_make_the_ball_an_ellipsoid():
         path = path / max(1.0, path.norm().item())
         torch.testing.assert_close(visited, x + RADII * path, rtol=1e-11, atol=1e-11)
     assert visited[2] == x[2]
-
-
-def test_parameters_without_a_gradient_are_left_alone():
-    for average in AVERAGES:
-        check_parameters_without_a_gradient_are_left_alone(MultiStepSAM, average=average)
-    check_parameters_without_a_gradient_are_left_alone(MultiStepSAM, project=True)
 
 
 def test_a_zero_gradient_perturbs_nothing_and_gives_no_nan():

@@ -323,3 +323,18 @@ def test_policies_say_what_they_need():
     for free in (Always(), Never(), Every(2), Bernoulli(0.5)):
         assert not free.needs_end
         assert not free.needs_gradient
+
+
+@pytest.mark.parametrize(
+    "policy", [Always(), Never(), Every(2), Bernoulli(0.5), Tail(0.3), Coin(), AdaptiveThreshold()]
+)
+def test_a_policy_that_needs_draws_is_one_that_draws(policy):
+    drawn = []
+    policy.decide(step=0, progress=0.5, signal=lambda: 1.0, draw=lambda: drawn.append(1) or 0.5)
+    assert policy.needs_draw == bool(drawn)
+
+
+def test_a_policy_shows_what_it_was_built_with():
+    assert repr(Every(3)) == "Every(k=3)"
+    assert repr(Always()) == "Always()"
+    assert repr(AdaptiveThreshold()).startswith("AdaptiveThreshold(signal='gradient-norm', delta=")

@@ -38,7 +38,9 @@ def test_the_first_step_is_the_base_and_the_second_is_uphill_by_rho():
     optimizer.step(q.closure)
     x = 1.0 - lr * lam
     assert q.x.item() == pytest.approx(x)
+    assert optimizer.counts.perturbed == 0
     optimizer.step(q.closure)
+    assert optimizer.counts.perturbed == 1
     assert q.visited[1].item() == pytest.approx(x + rho)  # plus: Momentum-SAM has minus
     assert q.x.item() == pytest.approx(x - lr * lam * (x + rho))
 

@@ -78,9 +78,10 @@ def test_a_spec_is_parsed_into_numbers_and_labelled_in_the_tables_order():
         ("erm:rho=0.1", "unknown option of erm 'rho' .known: it has none."),
         ("sam:when=evry-3", "unknown policy 'evry'; did you mean 'every'"),
         ("sam:when=every", "every needs its number, as in every-5"),
-        ("sam:when=every-0", "k must be a whole number >= 1"),
-        ("sam:when=tail-1.5", r"fraction must be a number in \[0, 1\], got 1.5"),
-        ("sam:when=bernoulli--1", r"probability must be a number in \[0, 1\]"),
+        ("sam:when=every-0", "^K in every-K must be a whole number >= 1, got 0"),
+        ("sam:when=every-2.5", "^K in every-K must be a whole number >= 1, got '2.5'"),
+        ("sam:when=tail-1.5", r"^F in tail-F must be a number in \[0, 1\], got 1.5"),
+        ("sam:when=bernoulli--1", r"^P in bernoulli-P must be a number in \[0, 1\], got -1.0"),
         ("sam:when=coin-0.5", "unknown policy 'coin-0.5'; did you mean 'coin'"),
     ],
 )
@@ -106,9 +107,9 @@ def test_the_words_of_policies_are_their_classes():
         parse_policy("ae", dleta=0.5)
 
 
-def test_build_takes_a_name_a_text_or_a_spec_and_the_spec_wins():
+def test_build_takes_a_name_a_text_or_a_spec():
     assert build("sam", base()).rho == 0.05
-    assert build("sam:rho=0.2", base(), rho=0.3).rho == 0.2
+    assert build("sam:rho=0.2", base()).rho == 0.2
     assert build(Spec("sam", {"rho": 0.4}), base()).rho == 0.4
     assert build("sam", base(), rho=Linear(0.1, 0.0), total_steps=5).rho == Linear(0.1, 0.0)
     assert build("sam:when=every-3", base()).policy.k == 3
@@ -116,6 +117,35 @@ def test_build_takes_a_name_a_text_or_a_spec_and_the_spec_wins():
     assert build("sam", base(), when=Every(4)).policy.k == 4
     assert isinstance(build("ae-looksam", base(), total_steps=9, delta=0.5), LookSAM)
     assert build("ae-sam:signal=trace", base(), total_steps=9).policy.signal == "trace"
+
+
+def test_an_option_in_the_spec_and_beside_it_must_be_the_same():
+    assert build("sam:rho=0.2", base(), rho=0.2).rho == 0.2
+    assert build("sam:when=every-3", base(), when="every-3").policy.k == 3
+    for call, message in (
+        (lambda: build("sam:rho=0.1", base(), rho=0.5), "sam: rho is 0.1 in the spec and 0.5 besi"),
+        (
+            lambda: build(Spec("sam", {"rho": 0.4}), base(), rho=Linear(0.4, 0.1), total_steps=9),
+            r"sam: rho is 0.4 in the spec and Linear\(.*\) beside it: give one of them",
+        ),
+        (
+            lambda: build("sam:when=every-3", base(), when="coin", total_steps=9),
+            "sam: when is 'every-3' in the spec and 'coin' beside it",
+        ),
+        (
+            lambda: build("sam:when=every-3", base(), when=Every(4)),
+            r"when is 'every-3' in the spec and Every\(k=4\) beside it",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_a_rule_cites_its_paper_with_the_year_of_its_number():
+    assert VARIANTS["sam"].paper == "Foret et al. 2020, arXiv 2010.01412"
+    assert VARIANTS["vasso"].paper == "Li and Giannakis 2023, arXiv 2309.15639"
+    assert VARIANTS["aace"].paper == "arXiv 2406.14329"
+    assert VARIANTS["erm"].paper is None
 
 
 @pytest.mark.parametrize(

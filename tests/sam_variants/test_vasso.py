@@ -10,7 +10,6 @@ from tests.sam_variants.rule_steps import (
     H,
     base_steps,
     check_follows,
-    check_parameters_without_a_gradient_are_left_alone,
     descent_of,
     line,
     problem,
@@ -92,10 +91,6 @@ def test_groups_share_one_norm_of_the_average_and_use_their_own_rho():
         torch.testing.assert_close(
             q.visited[1] - q.visited[0], RADII * unit(e), rtol=1e-11, atol=1e-13
         )
-
-
-def test_parameters_without_a_gradient_are_left_alone():
-    check_parameters_without_a_gradient_are_left_alone(VaSSO)
 
 
 @pytest.mark.parametrize("when", [Every(2), Never()])

@@ -63,6 +63,7 @@ def test_whole_numbers_and_fractions_of_the_same_size_are_one_recipe() -> None:
         ({"task": "mnist2d"}, "did you mean 'mnist1d'"),
         ({"model": "cnn2d"}, "did you mean 'cnn1d'"),
         ({"when": "evry-5"}, "did you mean 'every'"),
+        ({"when": "every-0"}, "^K in every-K must be a whole number >= 1, got 0"),
         ({"when": "every-5", "variants": ("ae-sam",)}, "every variant has its own policy"),
         ({"switch_signal": "trace", "variants": ("sam",)}, "no variant has the adaptive"),
         ({"switch_signal": "trase"}, "switch_signal must be one of"),
@@ -76,7 +77,7 @@ def test_whole_numbers_and_fractions_of_the_same_size_are_one_recipe() -> None:
         ({"variants": ("msam",), "batch_size": 2}, r"shards must be a whole number in \[1, 2\]"),
         (
             {"variants": ("momentum-sam",), "momentum": 0.0},
-            r"momentum must be a number in \(0, 1\)",
+            r"momentum-sam: momentum must be a number in \(0, 1\), along which it perturbs, got 0",
         ),
         ({"variants": ("tsam:when=ae",)}, "tsam has no clean gradient, so when=ae"),
         (
@@ -123,6 +124,30 @@ def test_all_is_every_rule_in_the_tables_order_and_is_written_out() -> None:
 
 def test_momentum_sam_needs_the_momentum_of_sgd_alone() -> None:
     assert Recipe(variants=("momentum-sam",), optimizer="adamw", momentum=0.0).runs
+
+
+def test_all_leaves_out_what_the_other_options_do_not_let_run_and_says_why() -> None:
+    recipe = Recipe(variants=("all",), batch_size=2, momentum=0.0)
+    assert set(VARIANTS) - set(recipe.variants) == set(recipe.left_out) == {"msam", "momentum-sam"}
+    assert recipe.left_out == {
+        "msam": "shards must be a whole number in [1, 2], the batch size, got 4",
+        "momentum-sam": "momentum must be a number in (0, 1), along which it perturbs, got 0",
+    }
+    assert Recipe(variants=("all",)).left_out == {}
+    named = Recipe(variants=("msam:shards=2", "all"), batch_size=2)
+    assert [word for word in named.variants if "msam" in word] == ["msam:shards=2"]
+    with pytest.raises(ValueError, match="msam: shards must be a whole number"):
+        Recipe(variants=("all", "msam"), batch_size=2)
+    with pytest.raises(ValueError, match="batch_size must be a whole number >= 1, got 'two'"):
+        Recipe(variants=("all",), batch_size="two")
+
+
+def test_the_rules_that_when_ae_passes_over_are_named() -> None:
+    recipe = Recipe(variants=("all", "tsam:when=coin"), when="ae")
+    blind = tuple(name for name, entry in VARIANTS.items() if not entry.load().starts_clean)
+    assert recipe.passed_over == blind
+    assert Recipe(variants=("all",), when="every-3").passed_over == ()
+    assert Recipe(variants=("all",)).passed_over == ()
 
 
 def test_the_switch_signal_goes_to_every_adaptive_threshold() -> None:

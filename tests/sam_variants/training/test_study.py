@@ -6,8 +6,19 @@ from pathlib import Path
 import pytest
 
 from sam_variants.training import load_checkpoint
-from sam_variants.training.failures import BadInputError, DivergedError, FolderError, WorkerError
-from sam_variants.training.study import default_folder, finished_comparison, train_study
+from sam_variants.training.failures import (
+    BadInputError,
+    DeviceError,
+    DivergedError,
+    FolderError,
+    WorkerError,
+)
+from sam_variants.training.study import (
+    default_folder,
+    finished_comparison,
+    train_study,
+    training_document,
+)
 from sam_variants.training.workers import Order, run_parallel
 from tests.sam_variants.training.small import assert_same, small
 
@@ -185,6 +196,36 @@ def test_bad_data_is_told_once_and_begins_no_further_run(tmp_path: Path) -> None
     with pytest.raises(BadInputError, match=r"nowhere\.npz"):
         train_study(recipe, tmp_path, jobs=1, warn=warned.append)
     assert warned == []
+
+
+@pytest.mark.slow
+def test_a_fault_that_two_workers_meet_is_told_once(tmp_path: Path) -> None:
+    warned: list[str] = []
+    recipe = small(task="npz:nowhere.npz", variants=("erm", "sam"))
+    with pytest.raises(BadInputError, match=r"nowhere\.npz"):
+        train_study(recipe, tmp_path / "x", jobs=2, warn=warned.append)
+    assert warned == []
+
+
+def test_a_device_that_is_not_there_leaves_nothing_and_removes_nothing(tmp_path: Path) -> None:
+    gone = small(device="cuda:9", epochs=1)
+    with pytest.raises(DeviceError, match="device 'cuda:9' cannot be used here"):
+        train_study(gone, tmp_path / "new" / "x", jobs=2)
+    assert list(tmp_path.iterdir()) == []
+    train_study(small(epochs=1), tmp_path / "x", jobs=1)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(DeviceError, match="cannot be used here"):
+        train_study(gone, tmp_path / "x", jobs=2, overwrite=True)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_the_document_cites_the_paper_of_each_variant(tmp_path: Path) -> None:
+    recipe = small(variants=("erm", "sam:rho=0.1", "aace"), epochs=1)
+    comparison = train_study(recipe, tmp_path, jobs=1)
+    assert training_document(recipe, tmp_path, comparison)["training"]["papers"] == {
+        "sam-rho=0.1": "Foret et al. 2020, arXiv 2010.01412",
+        "aace": "arXiv 2406.14329",
+    }
 
 
 @pytest.mark.slow
