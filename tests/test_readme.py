@@ -14,7 +14,10 @@ from benchmarks.readme import rules_table
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
-SHORT_PROBE = "--max-samples 100 --surface 3 --line 3 --density-runs 0 --trace-probes 4 --quiet"
+SHORT_PROBE = (
+    "--max-samples 100 --surface 3 --line 3 --density-runs 0 --trace-probes 4 --eigenvalues 1 "
+    "--ends top --metrics gradient-norm,lambda-max,sam --no-sampling-error --quiet"
+)
 SHORT_TRAIN = "--max-steps 2 --quiet"
 
 NETS = """
@@ -70,6 +73,7 @@ def test_the_code_runs_as_one_script(capsys, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_every_command_runs_in_a_fresh_folder(tmp_path):
     run(f"landscape-train --variants sam:rho=0.1 --out runs/demo {SHORT_TRAIN}", tmp_path)
     (tmp_path / "nets.py").write_text(NETS)
