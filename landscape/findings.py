@@ -51,7 +51,7 @@ _UNITS = (
 _COORDINATES = (
     (re.compile(r"(surface_[a-z0-9]+)_(loss|accuracy|evaluated)"), (r"\1_y", r"\1_x")),
     (re.compile(r"(map_[a-z0-9]+)_(lambda_max|lambda_min|ratio)"), (r"\1_y", r"\1_x")),
-    (re.compile(r"(path_[a-z0-9]+)_(loss|accuracy)"), (r"\1_t",)),
+    (re.compile(r"(path_[a-z0-9]+)_(loss|accuracy|line_loss)"), (r"\1_t",)),
     (re.compile(r"(density_[a-z0-9]+)_(value|lower|upper)"), (r"\1_grid",)),
     (re.compile(r"(density_[a-z0-9]+)_(nodes|weights)"), (r"\1_run", r"\1_step")),
     (re.compile(r"(line_[a-z0-9]+)_(loss|accuracy)"), (r"\1_direction", r"\1_t")),
@@ -342,7 +342,7 @@ def _complete(folder: Path, name: str, raw: bytes) -> Iterator[Callable[[], None
     """The bytes, whole and on disk under a temporary name; yields what gives them their name."""
     handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=folder)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with _naming(folder / name), os.fdopen(handle, "wb") as file:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
@@ -351,6 +351,17 @@ def _complete(folder: Path, name: str, raw: bytes) -> Iterator[Callable[[], None
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Says which file an error is about: a full disk is found while writing, and names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_file(path: str | Path, raw: bytes) -> Path:
@@ -389,14 +400,17 @@ def _checkpoint_row(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     bottom = [pair for pair in eigenvalues if pair.get("end") == "bottom"]
     for i, pair in enumerate(top, start=1):
         row[f"lambda_{i}"], row[f"lambda_{i}_residual"] = pair.get("value"), pair.get("residual")
+        row[f"lambda_{i}_sampling_error"] = pair.get("sampling_error")
     if bottom:
         row["lambda_min"] = bottom[-1].get("value")
         row["lambda_min_residual"] = bottom[-1].get("residual")
     trace = checkpoint.get("trace") or {}
     row["trace"], row["trace_standard_error"] = trace.get("value"), trace.get("standard_error")
+    row["trace_sampling_error"] = trace.get("sampling_error")
     for name, measured in (checkpoint.get("sharpness") or {}).items():
         row[name] = measured.get("value")
         row[f"{name} standard_error"] = measured.get("standard_error")
+        row[f"{name} kind"] = measured.get("kind")
     return row
 
 

@@ -42,13 +42,24 @@ def has_history(findings: Findings, key: str) -> bool:
 
 
 def with_signal(findings: Findings) -> list[str]:
-    """The variants whose runs have a switching signal."""
-    names = (
-        theme.method_of(run)
-        for run in findings.runs
-        if any(line.get("signal") is not None for line in run["history"])
-    )
-    return list(dict.fromkeys(names))
+    """The variants whose switching signal is a curve: known more than once in some run."""
+    return [variant for variant, count in _signals(findings).items() if count > 1]
+
+
+def with_one_signal(findings: Findings) -> list[str]:
+    """The variants whose signal is known once a run: a number and no curve."""
+    return [variant for variant, count in _signals(findings).items() if count == 1]
+
+
+def _signals(findings: Findings) -> dict[str, int]:
+    """How often the signal of a variant is known, in the run that knows it most often."""
+    counts: dict[str, int] = {}
+    for run in findings.runs:
+        known = sum(line.get("signal") is not None for line in run["history"])
+        if known:
+            variant = theme.method_of(run)
+            counts[variant] = max(counts.get(variant, 0), known)
+    return counts
 
 
 def has_scatter(findings: Findings, measure: str) -> bool:

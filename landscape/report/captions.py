@@ -6,8 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from landscape.findings import Findings
-from landscape.report import available, curves, digits, measures, theme
-from landscape.report.tables import mean_and_interval, symbol
+from landscape.report import (
+    available,
+    costs,
+    curves,
+    digits,
+    measures,
+    planes,
+    sampling,
+    theme,
+    topology,
+    trajectory,
+)
+from landscape.report.cells import symbol
+from landscape.report.tables import mean_and_interval
 from landscape.report.text import clean, escaped, shown
 
 
@@ -101,7 +113,12 @@ def _overlap(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
 
 def matrix(findings: Findings) -> str:
     """The curvature matrix whose spectrum was measured, in words."""
-    names = {"ggn": "Gauss–Newton matrix", "fisher": "empirical Fisher matrix"}
+    names = {
+        "ggn": "Gauss–Newton matrix",
+        "remainder": "remainder H − G",
+        "fisher": "empirical Fisher matrix",
+        "mc-fisher": "Monte-Carlo Fisher matrix",
+    }
     return names.get(str((findings.document.get("settings") or {}).get("matrix")), "Hessian")
 
 
@@ -110,21 +127,29 @@ def spectrum(findings: Findings) -> str:
     entries = [c["density"] for c in findings.checkpoints if c.get("density")]
     words = [
         "Markers: eigenvalues by Lanczos with their residual, first seed large; an open marker is "
-        "one whose completeness is not confirmed."
+        "one whose completeness is not confirmed, a bound."
     ]
     if entries:
         runs, steps = entries[0].get("num_runs"), entries[0].get("num_steps")
         words.insert(
             0,
-            f"Density on a logarithmic axis with the 95 % band of its mean over {runs} runs of "
-            f"{steps} Lanczos steps. Thin ticks: the Ritz values of those runs.",
+            f"Density on a logarithmic axis: the mean over {runs} runs of {steps} Lanczos steps, "
+            f"{_band(findings)}. Thin ticks: the Ritz values of those runs.",
         )
         if len(entries) < len(findings.checkpoints):
             words.append(
                 f"Density was measured for {len(entries)} of {len(findings.checkpoints)} "
                 "checkpoints."
             )
-    return " ".join(words)
+    words.append(sampling.caption(findings))
+    return " ".join(filter(None, words))
+
+
+def _band(findings: Findings) -> str:
+    """How sure the drawn densities are; few runs have no honest band."""
+    drawn = available.with_densities(findings)
+    has_band = any(f"density_{c['id']}_lower" in findings.arrays for c in drawn)
+    return "with its 95 % band" if has_band else "which are too few for a band"
 
 
 def density_table(findings: Findings) -> str:
@@ -154,7 +179,8 @@ def density_table(findings: Findings) -> str:
         '<div class="scroll" tabindex="0" role="region" aria-label="Densities, wide table">'
         '<table class="data" id="table-densities"><thead><tr><th scope="col">density of</th>'
         '<th scope="col">mass near zero</th><th scope="col">mean λ</th>'
-        '<th scope="col">tr H / P</th><th scope="col">total mass</th>'
+        f'<th scope="col">tr {measures.matrix_letter(findings)} / P</th>'
+        '<th scope="col">total mass</th>'
         '<th scope="col">kernel width</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
@@ -185,9 +211,18 @@ def surfaces(findings: Findings) -> str:
     total = len(findings.checkpoints)
     words = "Loss on a plane through θ, marked by the cross. "
     if len(identifiers) > 1:
-        words += (
-            "All panels share their axes; the colour scale is shared until you choose its own. "
+        axes = (
+            "All panels share their axes"
+            if planes.shares_axes(findings)
+            else "Each panel has the window of its own points"
         )
+        words += f"{axes}; the colour scale is shared until you choose its own. "
+    if trajectory.with_trajectory(findings):
+        words += "The white line is the path of the training, which ends at the cross. "
+    if any(len(topology.marks(c)) for c in findings.checkpoints):
+        words += "Numbered discs are the minima, the deepest first. "
+    if any(planes.landmarks_of(c) for c in findings.checkpoints):
+        words += "Diamonds are the checkpoints that the plane goes through. "
     if len(identifiers) < total:
         words += f"Measured for {len(identifiers)} of {total} checkpoints. "
     words += "Points where the loss is not finite are left empty, never filled."
@@ -215,6 +250,9 @@ def surface(checkpoint: Mapping[str, Any]) -> str:
         parts.append(
             f"<b>{digits.count(entry['num_nonfinite'])} point{plural} not finite, left empty.</b>"
         )
+    if entry.get("recalibrated"):
+        parts.append("Running statistics estimated anew at each point.")
+    parts.append(topology.sentence(checkpoint))
     named = entry.get("directions")
     if named:
         names = [named] if isinstance(named, str) else list(named)
@@ -229,7 +267,7 @@ def surface(checkpoint: Mapping[str, Any]) -> str:
         if entry.get("seed") is not None:
             facts.append(f"seed {escaped(entry['seed'])}")
         parts[-1] += f" ({'; '.join(facts)})." if facts else "."
-    return " ".join(parts)
+    return " ".join(filter(None, parts))
 
 
 def cross(axis: str) -> str:
@@ -239,7 +277,7 @@ def cross(axis: str) -> str:
 
 
 TRAINING_TITLES = {
-    "loss": "Training loss",
+    "loss": "Training loss, running mean of each epoch",
     "test-loss": "Test loss",
     "accuracy": "Test accuracy",
     "curvature": "Largest eigenvalue during training",
@@ -293,6 +331,11 @@ def training(findings: Findings, name: str) -> str:
     words = [f"{shown(name, 20)} {digits.number(mean, 3)}{unit}" for mean, name in means]
     between = " to " if curves.is_crowded(findings) else ", "
     text = f"At the end: {between.join(words)}." if words else ""
+    if name == "loss":
+        text += (
+            " A mean over the epoch’s batches, each at the weights of its step: the table’s "
+            "training loss is that of the last weights on all training data."
+        )
     if name == "curvature":
         text += " Grey: 2/lr, where plain descent turns unstable; dotted: the SAM edge."
     return text
@@ -314,6 +357,18 @@ def signal(findings: Findings, variant: str) -> str:
     return text
 
 
+def one_signal(findings: Findings) -> str:
+    """Which switching signals are no curves, for the runs knew them once; "" where all are."""
+    variants = available.with_one_signal(findings)
+    if not variants:
+        return ""
+    listed = _listed([shown(v, 28) for v in variants])
+    return (
+        f"The switching signal of {listed} is known once a run, after its only record: that is no "
+        "curve, and the share of perturbed steps is in the table."
+    )
+
+
 def generalisation(findings: Findings) -> str:
     """What the scatter plots hold against each other, and what they cannot show."""
     gap = measures.gap_measure(findings)
@@ -331,24 +386,15 @@ def gap_words(findings: Findings) -> str:
     return "test loss minus loss on the probed data"
 
 
-def correlation(findings: Findings, name: str) -> str:
-    """Kendall's tau of a measure with the gap, with its interval where there is one."""
-    comparison = findings.document.get("comparison") or {}
-    for entry in comparison.get("correlation") or []:
-        if entry.get("measure") == name and entry.get("tau") is not None:
-            tau = digits.with_interval(entry["tau"], entry.get("interval"), 2)
-            without = "" if entry.get("interval") else ", no interval"
-            return f"Kendall’s τ = {tau} over {entry.get('num_checkpoints')} checkpoints{without}."
-    return "Too few checkpoints for a rank correlation."
-
-
 def opinions(findings: Findings) -> str:
     """Whether the second opinion agrees, checkpoint by checkpoint."""
     items = []
     for checkpoint in findings.checkpoints:
         opinion = checkpoint.get("second_opinion")
         if opinion:
-            word = "agrees" if opinion.get("agrees") else "<b>does not agree</b>"
+            word = {True: "agrees", False: "<b>does not agree</b>"}.get(
+                opinion.get("agrees"), "had nothing to compare"
+            )
             label = shown(checkpoint.get("label") or checkpoint["id"], 32)
             message = f": {shown(opinion['message'], 240)}" if opinion.get("message") else ""
             items.append(f"<li>{label} {word}{message}</li>")
@@ -365,6 +411,9 @@ def provenance_tables(findings: Findings) -> str:
     data = document.get("data") or {}
     if data:
         parts.append(_folded("Data", _definitions(data)))
+    spent = costs.table(findings)
+    if spent:
+        parts.append(_folded("Cost by stage", spent))
     for checkpoint in findings.checkpoints:
         facts = {"path": checkpoint.get("path"), **(checkpoint.get("provenance") or {})}
         report = checkpoint.get("load_report") or {}

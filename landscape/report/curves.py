@@ -10,11 +10,17 @@ import numpy as np
 from landscape.findings import Findings
 from landscape.report import theme
 from landscape.report.available import has_history
-from landscape.report.drawing import Figure, figure_of, rounded, rounded_number, trace
+from landscape.report.drawing import Figure, figure_of, log_axis, rounded, rounded_number, trace
 from landscape.report.text import in_plotly
 
 TRAINING: dict[str, dict[str, Any]] = {
-    "loss": {"key": "train_loss", "x": "epoch", "title": "training loss", "log": True},
+    # The mean over the epoch's batches, each at the weights of its step: no pass over the data.
+    "loss": {
+        "key": "train_loss",
+        "x": "epoch",
+        "title": "running training loss",
+        "log": True,
+    },
     "test-loss": {"key": "test_loss", "x": "epoch", "title": "test loss", "log": True},
     "accuracy": {
         "key": "test_accuracy",
@@ -93,13 +99,26 @@ def training(findings: Findings, name: str) -> Figure:
         figure["layout"].update(showlegend=False, hovermode="closest", margin=margin)
     yaxis: dict[str, Any] = {"title": {"text": plan["title"]}}
     if plan.get("log"):
-        yaxis.update(type="log", dtick="D2")
+        yaxis.update(log_axis([value for curve in traces for value in curve["y"]]))
+    if name == "share":
+        yaxis["range"] = [-4, 104]
     if name == "curvature":
         top = [v for run in findings.runs for v in _column(run, "lambda_max") if v is not None]
         # The edge 2/lr goes to infinity as the rate decays; the axis stays with what was measured.
         yaxis["range"] = [0, rounded_number(2.2 * max(top), 3)]
-    figure["layout"].update(xaxis={"title": {"text": _X_TITLES[plan["x"]]}}, yaxis=yaxis)
+    xaxis = epoch_axis(findings) if plan["x"] == "epoch" else {}
+    title = {"title": {"text": _X_TITLES[plan["x"]]}}
+    figure["layout"].update(xaxis={**xaxis, **title}, yaxis=yaxis)
     return figure
+
+
+def epoch_axis(findings: Findings) -> dict[str, Any]:
+    """An axis whose ticks are whole epochs, however few there are."""
+    epochs = [e for run in findings.runs for e in _column(run, "epoch") if e is not None]
+    low, high = min(epochs, default=0), max(epochs, default=1)
+    if high - low > 8:
+        return {}
+    return {"tick0": low, "dtick": 1, **({"range": [low - 1, low + 1]} if low == high else {})}
 
 
 def _curves(findings: Findings, plan: Mapping[str, Any]) -> list[Any]:
@@ -249,7 +268,7 @@ def switching_signal(findings: Findings, variant: str) -> Figure:
         )
     figure = figure_of(traces, height=340)
     figure["layout"].update(
-        xaxis={"title": {"text": "epoch"}, "anchor": "y2"},
+        xaxis={**epoch_axis(findings), "title": {"text": "epoch"}, "anchor": "y2"},
         yaxis={"domain": [0.42, 1], "title": {"text": "signal"}, "anchor": "x"},
         yaxis2={
             "domain": [0, 0.34],

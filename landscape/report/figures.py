@@ -6,26 +6,35 @@ title (the page says what is drawn) and without a theme (the page swaps template
 notebooks. Colour, dash and marker stand for the method; the first seed of a method is drawn strong
 and the others thin.
 
-Planes are drawn in `planes.py`, training in `curves.py`.
+Planes are drawn in `planes.py`, training in `curves.py`; paths, maps, dynamics and layers have
+files of their own, each with its table and its words.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from landscape.comparing import generalisation_gap
 from landscape.findings import Findings
-from landscape.report import digits, measures, theme
+from landscape.report import (
+    connection,
+    digits,
+    dynamics,
+    eigenvalue_map,
+    layers,
+    measures,
+    theme,
+    trajectory,
+)
 from landscape.report.available import (
     compared_measures,
     has_scatter,
     has_spectrum,
     with_densities,
-    with_layers,
     with_lines,
     with_signal,
     with_surfaces,
@@ -34,13 +43,14 @@ from landscape.report.curves import drawable, switching_signal, training
 from landscape.report.drawing import (
     Figure,
     figure_of,
+    log_axis,
     rounded,
     rows_axis,
-    subscripts,
     trace,
+    value_axis,
     with_unit,
 )
-from landscape.report.planes import contour, slices, surface
+from landscape.report.planes import contour, slices, surface, trajectory_contour
 from landscape.report.text import in_plotly
 from landscape.report.theme import Style
 
@@ -71,9 +81,22 @@ def specifications(findings: Findings) -> dict[str, Figure]:
         figures["spectrum"] = spectrum(findings)
     if with_lines(findings):
         figures["slices"] = slices(findings)
+    if dynamics.with_dynamics(findings):
+        figures["dynamics"] = dynamics.figure(findings)
     for identifier in with_surfaces(findings):
         figures[f"contour {identifier}"] = contour(findings, identifier)
         figures[f"surface {identifier}"] = surface(findings, identifier)
+    for checkpoint in trajectory.with_trajectory(findings):
+        name = str(checkpoint["id"])
+        figures[f"trajectory {name}"] = trajectory_contour(findings, name)
+    for checkpoint in eigenvalue_map.with_maps(findings):
+        for part in eigenvalue_map.PARTS:
+            name = str(checkpoint["id"])
+            figures[f"map {part} {name}"] = eigenvalue_map.figure(findings, name, part)
+    if connection.drawn_pairs(findings):
+        figures["paths"] = connection.figure(findings)
+    if connection.has_accuracy(findings):
+        figures["paths accuracy"] = connection.figure(findings, "accuracy")
     for name in drawable(findings):
         figures[f"training {name}"] = training(findings, name)
     for variant in with_signal(findings):
@@ -81,8 +104,8 @@ def specifications(findings: Findings) -> dict[str, Figure]:
     for measure in measures.flatness_measures(findings):
         if has_scatter(findings, measure.name):
             figures[f"generalisation {measure.name}"] = generalisation(findings, measure.name)
-    if with_layers(findings):
-        figures["layers"] = layers(findings)
+    for part in layers.drawn_parts(findings):
+        figures[f"layers {part}"] = layers.figure(findings, part)
     return figures
 
 
@@ -199,6 +222,8 @@ def spectrum(findings: Findings) -> Figure:
                 )
             )
         pairs = checkpoint.get("eigenvalues") or []
+        if pairs and style.lead:
+            traces += _bars_over_data(pairs, style, row)
         if pairs:
             label = in_plotly(checkpoint.get("label") or identifier)
             traces.append(
@@ -225,11 +250,12 @@ def spectrum(findings: Findings) -> Figure:
                         "array": rounded([pair.get("residual") or 0.0 for pair in pairs]),
                         "color": style.color,
                         "thickness": 1,
-                        "width": 2,
+                        "width": 0,
                     },
                     text=[
                         f"{label}: λ = {digits.number(pair['value'])}, residual "
                         f"{digits.number(pair.get('residual'), 2)}"
+                        + _over_data(pair)
                         + ("" if pair.get("confirmed") else ", completeness not confirmed")
                         for pair in pairs
                     ],
@@ -245,14 +271,47 @@ def spectrum(findings: Findings) -> Figure:
     if dense:
         figure["layout"].update(
             yaxis={
-                "type": "log",
+                **log_axis([floor, ceiling]),
                 "domain": [rug + 0.03, 1],
                 "title": {"text": "density φ(λ)"},
                 "range": [math.log10(floor), math.log10(ceiling)],
-                "dtick": 2,
             }
         )
     return figure
+
+
+def _over_data(pair: Mapping[str, Any]) -> str:
+    error = pair.get("sampling_error")
+    return "" if error is None else f", over the data ± {digits.number(error, 2)}"
+
+
+def _bars_over_data(pairs: Sequence[Mapping[str, Any]], style: Style, row: int) -> list[Any]:
+    """A pale bar for each eigenvalue's 95 % interval over the data, by turns above and below.
+
+    Intervals of neighbours overlap; on one line they would look like one.
+    """
+    intervals = [pair["sampling_interval"] for pair in pairs if pair.get("sampling_interval")]
+    if not intervals:
+        return []
+    return [
+        trace(
+            "scatter",
+            x=rounded([end for low, high in intervals for end in (low, high, None)]),
+            y=[
+                y
+                for i in range(len(intervals))
+                for y in (*[row + (0.2 if i % 2 else -0.2)] * 2, None)
+            ],
+            yaxis="y2",
+            mode="lines",
+            connectgaps=False,
+            line={"color": theme.translucent(style.color, 0.35), "width": 4},
+            name=f"{in_plotly(style.method)} over the data",
+            legendgroup=in_plotly(style.method),
+            showlegend=False,
+            hoverinfo="skip",
+        )
+    ]
 
 
 def density_range(findings: Findings) -> tuple[float, float]:
@@ -352,54 +411,9 @@ def generalisation(findings: Findings, measure: str) -> Figure:
         )
         shown.add(style.method)
     figure = figure_of(traces, height=280)
-    wide = min(values) > 0 and max(values) > 30 * min(values)
     figure["layout"].update(
         hovermode="closest",
-        xaxis={"title": {"text": subscripts(what.title)}, "type": "log" if wide else "linear"},
+        xaxis={**value_axis(values), "title": {"text": with_unit(what)}},
         yaxis={"title": {"text": with_unit(gaps)}},
-    )
-    return figure
-
-
-def layers(findings: Findings) -> Figure:
-    """lambda_max of each layer's block of the Hessian, one marker a checkpoint."""
-    styles = theme.styles_of(findings)
-    with_them = with_layers(findings)
-    names = list(dict.fromkeys(str(e["name"]) for c in with_them for e in c["layers"]))
-    rows = {name: i for i, name in enumerate(names)}
-    traces, shown, values = [], set(), []
-    for checkpoint in with_them:
-        style = styles[str(checkpoint["id"])]
-        entries = [e for e in checkpoint["layers"] if e.get("lambda_max") is not None]
-        values += [e["lambda_max"] for e in entries]
-        traces.append(
-            trace(
-                "scatter",
-                x=rounded([e["lambda_max"] for e in entries]),
-                y=[rows[str(e["name"])] + 0.16 * (style.order % 5 - 1) for e in entries],
-                mode="markers",
-                opacity=style.opacity,
-                marker={
-                    "symbol": style.marker,
-                    "size": 9 if style.lead else 6,
-                    "color": style.color,
-                },
-                name=in_plotly(style.method),
-                legendgroup=in_plotly(style.method),
-                showlegend=style.method not in shown,
-                text=[in_plotly(checkpoint.get("label") or checkpoint["id"])] * len(entries),
-                hovertemplate="%{text}: λ<sub>max</sub> = %{x:.4~g}<extra></extra>",
-            )
-        )
-        shown.add(style.method)
-    figure = figure_of(traces, height=110 + 30 * len(names))
-    positive = bool(values) and min(values) > 0
-    figure["layout"].update(
-        hovermode="closest",
-        xaxis={
-            "title": {"text": "λ<sub>max</sub> of the layer's block"},
-            "type": "log" if positive and max(values) > 30 * min(values) else "linear",
-        },
-        yaxis=rows_axis(names, length=28),
     )
     return figure

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from landscape.comparing import generalisation_gap
@@ -21,6 +21,7 @@ class Measure:
         better: "lower", "higher", or None where neither is better.
         percent: a share of one, shown in per cent.
         curvature: says how flat a minimum is, so its best value is called the flattest.
+        bound: "lower" or "upper" where its values are but bounds of what is asked for, else "".
     """
 
     name: str
@@ -28,6 +29,7 @@ class Measure:
     better: str | None = None
     percent: bool = False
     curvature: bool = False
+    bound: str = ""
 
     @property
     def best(self) -> str:
@@ -39,7 +41,8 @@ _KNOWN = {
     measure.name: measure
     for measure in (
         Measure("loss", "training loss", "lower"),
-        Measure("train-loss", "training loss", "lower"),
+        # The last weights on all training data; the curve of a training is another number.
+        Measure("train-loss", "training loss, last weights", "lower"),
         Measure("accuracy", "training accuracy", "higher", percent=True),
         Measure("train-accuracy", "training accuracy", "higher", percent=True),
         Measure("test-loss", "test loss", "lower"),
@@ -98,6 +101,56 @@ def measure_of(name: str, *, rho: float | None = None) -> Measure:
     return Measure(name, title, "lower", curvature=True)
 
 
+# What a search finds is reached somewhere, and something higher may be reached elsewhere.
+_SEARCHED = frozenset(
+    {
+        *("worst-case", "min-sharpness", "bilateral"),
+        *("adaptive-worst-case", "m-sharpness", "epsilon-sharpness"),
+    }
+)
+_BOUNDS = {"lower bound": "lower", "upper bound": "upper"}
+
+
+def bound_of(entry: Mapping[str, Any]) -> str:
+    """ "lower" or "upper" where a measured entry says that it is but a bound, else ""."""
+    return _BOUNDS.get(str(entry.get("kind")), "")
+
+
+def bound_of_pair(pair: Mapping[str, Any]) -> str:
+    """What bound an eigenvalue is that is not converged, or whose completeness is not confirmed.
+
+    The i-th Ritz value from the top is at most the i-th eigenvalue from the top, and from the
+    bottom at least (Cauchy interlacing): where one was skipped, it lies farther out.
+    """
+    if pair.get("confirmed", True) and pair.get("converged", True):
+        return ""
+    return "lower" if pair.get("end", "top") == "top" else "upper"
+
+
+def common_bound(checkpoints: Iterable[Mapping[str, Any]], name: str) -> str:
+    """What bound a mean over checkpoints is: that of those values that are but bounds.
+
+    Where nothing says its kind (a training's comparison), a search gives a lower bound. A mean of
+    lower and of upper bounds is neither.
+    """
+    known = [bound for c in checkpoints if (bound := bound_at(c, name)) is not None]
+    if not known:
+        return "lower" if name.split(":")[0] in _SEARCHED else ""
+    bounds = set(known) - {""}
+    return bounds.pop() if len(bounds) == 1 else ""
+
+
+def bound_at(checkpoint: Mapping[str, Any], name: str) -> str | None:
+    """What bound a checkpoint's value of a measure is, "" for none; None where nothing says it."""
+    ends = {"lambda-max": ("top", 0), "lambda-min": ("bottom", -1)}
+    if name in ends:
+        end, place = ends[name]
+        if pairs := _pairs_at(checkpoint, end):
+            return bound_of_pair(pairs[place])
+    entry = (checkpoint.get("sharpness") or {}).get(name) or {}
+    return bound_of(entry) if entry.get("kind") else None
+
+
 def gap_measure(findings: Findings) -> Measure:
     """The generalisation gap as it was taken: of accuracies, of losses where there are none."""
     words = ("accuracy", "test_accuracy")
@@ -107,12 +160,24 @@ def gap_measure(findings: Findings) -> Measure:
 
 
 def named(findings: Findings, name: str) -> Measure:
-    """The measure of that name as these findings took it: the gap's kind, a sharpness's radius."""
+    """The measure of that name as these findings took it.
+
+    That is the gap's kind, a sharpness's radius, the matrix of the trace, and whether its values
+    are but bounds.
+    """
     if name == "gap":
         return gap_measure(findings)
+    if name == "trace":
+        return replace(measure_of(name), title=f"tr {matrix_letter(findings)}")
     entries = ((c.get("sharpness") or {}).get(name) or {} for c in findings.checkpoints)
     rho = next((entry["rho"] for entry in entries if entry.get("rho") is not None), None)
-    return measure_of(name, rho=rho)
+    return replace(measure_of(name, rho=rho), bound=common_bound(findings.checkpoints, name))
+
+
+def matrix_letter(findings: Findings) -> str:
+    """H, or the letter of the other matrix whose spectrum and trace were measured."""
+    matrix = str((findings.document.get("settings") or {}).get("matrix"))
+    return {"ggn": "G", "remainder": "R", "fisher": "F", "mc-fisher": "F"}.get(matrix, "H")
 
 
 def sharpness_names(findings: Findings) -> list[str]:
@@ -164,8 +229,5 @@ def flatness_measures(findings: Findings) -> list[Measure]:
         if any(value_of(checkpoint, name)[0] is not None for checkpoint in findings.checkpoints)
     ]
     others = [name for name in sharpness_names(findings) if name not in names]
-    found = [
-        *(measure_of(name) for name in names),
-        *(named(findings, name) for name in others),
-    ]
+    found = [named(findings, name) for name in (*names, *others)]
     return [measure for measure in found if measure.curvature]

@@ -2,197 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from landscape.findings import Findings
-from landscape.report import available, captions, digits, measures
-from landscape.report.tables import symbol
-from landscape.report.text import escaped, shown
-
-REFERENCES = {
-    "andriushchenko2023": "Andriushchenko, Croce, Müller, Hein, Flammarion. A modern look at the "
-    "relationship between sharpness and generalization. ICML 2023.",
-    "cohen2021": "Cohen, Kaur, Li, Kolter, Talwalkar. Gradient descent on neural networks "
-    "typically occurs at the edge of stability. ICLR 2021.",
-    "croce2020": "Croce, Hein. Reliable evaluation of adversarial robustness with an ensemble of "
-    "diverse parameter-free attacks (APGD). ICML 2020.",
-    "foret2021": "Foret, Kleiner, Mobahi, Neyshabur. Sharpness-aware minimization for efficiently "
-    "improving generalization. ICLR 2021.",
-    "ghorbani2019": "Ghorbani, Krishnan, Xiao. An investigation into neural net optimization via "
-    "Hessian eigenvalue density. ICML 2019.",
-    "hutchinson1990": "Hutchinson. A stochastic estimator of the trace of the influence matrix. "
-    "Communications in Statistics 19, 1990.",
-    "jiang2020": "Jiang, Neyshabur, Mobahi, Krishnan, Bengio. Fantastic generalization measures "
-    "and where to find them. ICLR 2020.",
-    "jiang2023": "Jiang, Yang, Zhang, Kwok. An adaptive policy to employ sharpness-aware "
-    "minimization. ICLR 2023, arXiv:2304.14647.",
-    "keskar2017": "Keskar, Mudigere, Nocedal, Smelyanskiy, Tang. On large-batch training for deep "
-    "learning: generalization gap and sharp minima. ICLR 2017.",
-    "kwon2021": "Kwon, Kim, Park, Choi. ASAM: adaptive sharpness-aware minimization for "
-    "scale-invariant learning of deep neural networks. ICML 2021.",
-    "li2018": "Li, Xu, Taylor, Studer, Goldstein. Visualizing the loss landscape of neural nets. "
-    "NeurIPS 2018.",
-    "liang2019": "Liang, Poggio, Rakhlin, Stokes. Fisher-Rao metric, geometry, and complexity of "
-    "neural networks. AISTATS 2019.",
-    "long2024": "Long, Bartlett. Sharpness-aware minimization and the edge of stability. "
-    "arXiv:2309.12488.",
-    "parlett1998": "Parlett. The symmetric eigenvalue problem. SIAM, 1998.",
-    "petzka2021": "Petzka, Kamp, Adilova, Sminchisescu, Boley. Relative flatness and "
-    "generalization. NeurIPS 2021.",
-    "ubaru2017": "Ubaru, Chen, Saad. Fast estimation of tr(f(A)) via stochastic Lanczos "
-    "quadrature. SIAM J. Matrix Anal. Appl. 38, 2017.",
-    "wen2023": "Wen, Ma, Li. How does sharpness-aware minimization minimize sharpness? ICLR 2023.",
-    "yao2020": "Yao, Gholami, Keutzer, Mahoney. PyHessian: neural networks through the lens of "
-    "the Hessian. IEEE Big Data 2020.",
-}
-
-
-@dataclass(frozen=True)
-class Method:
-    """One quantity: its name and formula in HTML, what was run, and its sources."""
-
-    title: str
-    formula: str
-    text: str
-    sources: tuple[str, ...] = field(default=())
-
-
-_FORMULAS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "gradient-norm": ("‖g‖, g = ∇L(θ)", "Not small means that θ is not a minimum.", ()),
-    "sam": (
-        "L(θ + ρ g/‖g‖) − L(θ)",
-        "The rise of the loss after one SAM step.",
-        ("foret2021",),
-    ),
-    "worst-case": (
-        "max<sub>‖ε‖ ≤ ρ</sub> L(θ + ε) − L(θ)",
-        "Projected ascent from the gradient, from ± the top eigenvector and from random points; "
-        "the best found is a lower bound of the maximum.",
-        ("keskar2017", "foret2021", "croce2020"),
-    ),
-    "min-sharpness": (
-        "L(θ) − min<sub>‖ε‖ ≤ ρ</sub> L(θ + ε)",
-        "The same search downhill: a lower bound.",
-        (),
-    ),
-    "average-case": (
-        "E<sub>z</sub> L(θ + ρ z/√P) − L(θ), z ~ N(0, I)",
-        "The factor 1/√P makes ρ the root mean square length of the noise.",
-        (),
-    ),
-    "lambda-max": (
-        "λ<sub>max</sub> = max<sub>‖v‖ = 1</sub> vᵀHv",
-        "The curvature of the sharpest direction.",
-        (),
-    ),
-    "trace": ("tr H = E vᵀHv, v ∈ {±1}ᴾ", "The sum of all curvatures.", ("hutchinson1990",)),
-    "lambda-min": (
-        "λ<sub>min</sub> = min<sub>‖v‖ = 1</sub> vᵀHv",
-        "Below zero the loss falls to second order in some direction.",
-        (),
-    ),
-    "spectral-norm": (
-        "‖H‖ = max(|λ<sub>max</sub>|, |λ<sub>min</sub>|)",
-        "The largest eigenvalue in magnitude.",
-        (),
-    ),
-    "negative-mass": (
-        "(1/P) #{i : λ<sub>i</sub> < −10⁻⁴ λ<sub>max</sub>}",
-        "From the weights of the density’s quadrature, never by counting Ritz values.",
-        ("ghorbani2019",),
-    ),
-    "bilateral": (
-        "max<sub>‖ε‖ ≤ ρ</sub> L(θ + ε) − min<sub>‖ε‖ ≤ ρ</sub> L(θ + ε)",
-        "Worst case and min-sharpness together: a lower bound.",
-        (),
-    ),
-    "adaptive-worst-case": (
-        "max<sub>‖T⁻¹ε‖ ≤ ρ</sub> L(θ + ε) − L(θ), T = diag(|θ| + η)",
-        "The searches of the worst case in units of each parameter’s size: a lower bound. With "
-        "η = 0, parameters at zero stay there, and rescaling the two sides of a ReLU changes "
-        "nothing; any other η voids that.",
-        ("kwon2021", "andriushchenko2023"),
-    ),
-    "adaptive-average-case": (
-        "E<sub>z</sub> L(θ + ρ Tz/√P) − L(θ), z ~ N(0, I), T = diag(|θ| + η)",
-        "P counts the parameters that can move. The factor 1/√P makes ρ the root mean square "
-        "length of T⁻¹ε.",
-        ("kwon2021", "andriushchenko2023"),
-    ),
-    "m-sharpness": (
-        "Σ<sub>S</sub> N<sub>S</sub> max<sub>‖ε‖ ≤ ρ</sub> [L<sub>S</sub>(θ + ε) − "
-        "L<sub>S</sub>(θ)] / Σ<sub>S</sub> N<sub>S</sub>",
-        "S runs over groups of m samples in an order drawn from the seed, N<sub>S</sub> is a "
-        "group’s number of loss terms; each group’s worst case is a lower bound. An error is given "
-        "where only some groups were measured.",
-        ("foret2021",),
-    ),
-    "epsilon-sharpness": (
-        "100 · (max<sub>|ε<sub>i</sub>| ≤ e(|θ<sub>i</sub>| + 1)</sub> L(θ + ε) − L(θ)) / "
-        "(1 + L(θ))",
-        "In per cent, by L-BFGS-B from the corners of the box along the gradient, along ± the top "
-        "eigenvector and from random ones: a lower bound. The paper’s protocol is 10 iterations.",
-        ("keskar2017",),
-    ),
-    "fisher-rao": (
-        "θᵀFθ = (1/N) Σ<sub>i</sub> (θᵀ∇ℓ<sub>i</sub>)²",
-        "The slope of each sample’s own loss along θ (under fisher = model, θᵀGθ with the "
-        "Gauss–Newton matrix G).",
-        ("liang2019",),
-    ),
-    "pac-bayes": (
-        "1/σ², the largest σ with E<sub>z</sub> err(θ + σz) − err(θ) ≤ rise",
-        "err is the share of wrong predictions; the same draws z serve every σ.",
-        ("jiang2020",),
-    ),
-    "pac-bayes-loss": (
-        "1/σ², the largest σ with E<sub>z</sub> L(θ + σz) − L(θ) ≤ rise",
-        "The same draws z serve every σ.",
-        ("jiang2020",),
-    ),
-    "relative-flatness": (
-        "Σ<sub>s,s′</sub> ⟨w<sub>s</sub>, w<sub>s′</sub>⟩ tr H<sub>s,s′</sub>",
-        "The rows w<sub>s</sub> of the last linear layer, and the blocks of its Hessian.",
-        ("petzka2021",),
-    ),
-    "sam-worst-predicted": (
-        "ρ‖g‖ + ρ² λ<sub>max</sub>/2",
-        "An upper bound of the quadratic model’s worst case; the loss itself may rise more.",
-        ("wen2023",),
-    ),
-    "sam-ascent-predicted": (
-        "ρ‖g‖ + ρ² uᵀHu/2, u = g/‖g‖",
-        "The quadratic model after one SAM step.",
-        ("wen2023",),
-    ),
-    "sam-average-predicted": (
-        "ρ² tr H/(2P)",
-        "The quadratic model’s average case.",
-        ("wen2023",),
-    ),
-}
+from landscape.report import (
+    available,
+    captions,
+    connection,
+    correlation,
+    curves,
+    diagonal,
+    digits,
+    dynamics,
+    eigenvalue_map,
+    layers,
+    measures,
+    planes,
+    sampling,
+    self_check,
+    topology,
+    trajectory,
+)
+from landscape.report.cells import symbol
+from landscape.report.formulas import FORMULAS
+from landscape.report.references import REFERENCES, Method, spread
+from landscape.report.text import clean, escaped, shown
 
 
 def methods_of(findings: Findings) -> list[Method]:
     """The quantities of these findings, each with what was run for it, in the report's order."""
+    checkpoints = findings.checkpoints
     found: list[Method] = []
-    if findings.checkpoints:
+    if checkpoints:
         found.append(_objective(findings))
-    if any(c.get("eigenvalues") for c in findings.checkpoints):
+    if _settings(findings).get("matrix") in _MATRICES and available.has_spectrum(findings):
+        found.append(_MATRICES[_settings(findings)["matrix"]])
+    if self_check.checks(findings):
+        found.append(_operator(findings))
+    if any(c.get("eigenvalues") for c in checkpoints):
         found.append(_eigenvalues(findings))
-    if any(c.get("trace") for c in findings.checkpoints):
+    if any(c.get("trace") for c in checkpoints):
         found.append(_trace(findings))
-    if any(c.get("density") for c in findings.checkpoints):
+    if any(c.get("sampling") for c in checkpoints):
+        found.append(sampling.method(findings))
+    if any(c.get("density") for c in checkpoints):
         found.append(_density(findings))
+    if diagonal.with_diagonal(findings):
+        found.append(diagonal.method(findings))
+    found += dynamics.methods(findings)
     found += [_sharpness(findings, name) for name in measures.sharpness_names(findings)]
+    if available.with_layers(findings):
+        found.append(layers.method(findings))
     if available.with_lines(findings) or available.with_surfaces(findings):
         found.append(_surface(findings))
-    if any(c.get("second_opinion") for c in findings.checkpoints):
+    if topology.with_topology(findings):
+        found.append(topology.method(findings))
+    if trajectory.with_trajectory(findings):
+        found.append(trajectory.method(findings))
+    if eigenvalue_map.with_maps(findings):
+        found.append(eigenvalue_map.method(findings))
+    if connection.drawn_pairs(findings):
+        found.append(connection.method(findings))
+    if any(c.get("second_opinion") for c in checkpoints):
         found.append(_opinion(findings))
     if findings.runs:
         found += _training(findings)
+    if _draws_edge(findings):
+        found.append(_EDGE)
+    if available.with_signal(findings):
+        found.append(_SIGNAL)
     comparison = findings.document.get("comparison") or {}
     if comparison or (findings.document.get("training") or {}).get("comparison"):
         found.append(_comparison(findings))
@@ -212,7 +92,7 @@ def methods_html(findings: Findings) -> str:
         formula = f'<p class="formula">{method.formula}</p>' if method.formula else ""
         parts.append(f"<dt>{method.title}</dt><dd>{formula}<p>{method.text} {marks}</p></dd>")
     listed = "".join(
-        f'<li id="reference-{i}">{escaped(REFERENCES[source])}</li>'
+        f'<li id="reference-{i}">{shown(REFERENCES.get(source, source), 400)}</li>'
         for i, source in enumerate(sources, start=1)
     )
     references = f"<h3>References</h3><ol class=references>{listed}</ol>" if sources else ""
@@ -237,6 +117,54 @@ def _objective(findings: Findings) -> Method:
     return Method("Loss", "L(θ) = (1/N) Σ<sub>i</sub> ℓ<sub>i</sub>(θ)", text)
 
 
+_MATRICES = {
+    "ggn": Method(
+        "Gauss–Newton matrix",
+        "G = (1/N) Σ<sub>i</sub> J<sub>i</sub>ᵀ (∂²ℓ<sub>i</sub>/∂f²) J<sub>i</sub>",
+        "The Hessian of the loss with the model replaced by its linearisation; its spectrum stands "
+        "in place of the Hessian’s.",
+        ("schraudolph2002", "martens2020"),
+    ),
+    "remainder": Method(
+        "Remainder",
+        "R = H − G = (1/N) Σ<sub>i</sub> Σ<sub>c</sub> (∂ℓ<sub>i</sub>/∂f<sub>c</sub>) "
+        "∇²f<sub>ic</sub>",
+        "The model’s own curvature weighted by the slopes of the loss, formed on its own; its "
+        "spectrum stands in place of the Hessian’s.",
+        ("schraudolph2002",),
+    ),
+    "fisher": Method(
+        "Empirical Fisher matrix",
+        "F = (1/N) Σ<sub>i</sub> g<sub>i</sub>g<sub>i</sub>ᵀ, g<sub>i</sub> = ∇ℓ<sub>i</sub>",
+        "From each sample’s own gradient, at the labels of the data; the squared gradient of a "
+        "batch is another matrix, and so is the Fisher matrix of the model. In loss squared per "
+        "squared parameter.",
+        ("kunstner2019",),
+    ),
+    "mc-fisher": Method(
+        "Monte-Carlo Fisher matrix",
+        "F = (1/N) Σ<sub>i</sub> g<sub>i</sub>g<sub>i</sub>ᵀ, g<sub>i</sub> = −∇ log "
+        "p(y<sub>i</sub> | x<sub>i</sub>), y<sub>i</sub> ~ p(· | x<sub>i</sub>)",
+        "Labels are drawn from the model, once, by the seed: products are those of one fixed "
+        "matrix, whose expectation over the draws is the Gauss–Newton matrix.",
+        ("martens2020", "kunstner2019"),
+    ),
+}
+
+
+def _operator(findings: Findings) -> Method:
+    text = (
+        f"{self_check.sentence(findings)} u and v are random; tolerances go by the precision of "
+        "the numbers."
+    )
+    return Method(
+        "Self-check",
+        "|uᵀ(Av) − vᵀ(Au)| / max(‖Au‖, ‖Av‖); ‖Av − Av‖ / ‖Av‖; ‖Hv − D‖ / ‖Hv‖, D a difference "
+        "of gradients",
+        text,
+    )
+
+
 def _eigenvalues(findings: Findings) -> Method:
     pairs = [pair for c in findings.checkpoints for pair in c.get("eigenvalues") or []]
     confirmed = sum(bool(pair.get("confirmed")) for pair in pairs)
@@ -253,19 +181,49 @@ def _eigenvalues(findings: Findings) -> Method:
     if seed is not None:
         text += f" Seed {escaped(seed)}."
     text += " Kinks of ReLU and max-pooling are not seen by a second derivative."
-    return Method("Eigenvalues", "residual = ‖Hv − λv‖", text, ("parlett1998",))
+    letter = measures.matrix_letter(findings)
+    return Method("Eigenvalues", f"residual = ‖{letter}v − λv‖", text, ("parlett1998",))
 
 
 def _trace(findings: Findings) -> Method:
-    products = spread(
-        digits.count, ((c.get("trace") or {}).get("num_matvecs") for c in findings.checkpoints)
-    )
+    entries = [c["trace"] for c in findings.checkpoints if c.get("trace")]
+    products = spread(digits.count, (entry.get("num_matvecs") for entry in entries))
+    seed, letter = _settings(findings).get("seed"), measures.matrix_letter(findings)
+    chosen = {str(entry.get("method") or "hutchinson") for entry in entries}
+    how = [_TRACES[name] for name in _TRACES if name in chosen] or [_TRACES["hutchinson"]]
+    formula = "; ".join(formula for formula, _, _ in how).replace("A", letter)
     text = (
-        f"Hutchinson’s estimate with Rademacher probes, {products} products a checkpoint, the "
-        "known top eigenpairs as a control variate. ± is one standard error over the probes."
+        f"{' '.join(words for _, words, _ in how)} {products} products a checkpoint. ± is one "
+        "standard error over the probes."
     )
-    formula = "tr H ≈ (1/m) Σ<sub>i</sub> v<sub>i</sub>ᵀ H v<sub>i</sub>, v<sub>i</sub> ∈ {±1}ᴾ"
-    return Method("Trace", formula, text, ("hutchinson1990",))
+    if seed is not None:
+        text += f" Seed {escaped(seed)}."
+    return Method("Trace", formula, text, tuple(source for _, _, source in how))
+
+
+# Formula, words and source of each way to a trace; A stands for the matrix.
+_TRACES = {
+    "hutchinson": (
+        "tr A ≈ (1/m) Σ<sub>i</sub> v<sub>i</sub>ᵀ A v<sub>i</sub>, v<sub>i</sub> ∈ {±1}ᴾ",
+        "Hutchinson’s estimate with Rademacher probes, the known top eigenpairs as a control "
+        "variate.",
+        "hutchinson1990",
+    ),
+    "hutchpp": (
+        "tr A ≈ tr(QᵀAQ) + (1/m) Σ<sub>i</sub> v<sub>i</sub>ᵀ(I − QQᵀ) A (I − QQᵀ)v<sub>i</sub>, "
+        "Q = orth(AS)",
+        "Hutch++: exact on the range of a random sketch, for which two thirds of the products go, "
+        "and random probes on the rest.",
+        "meyer2021",
+    ),
+    "xtrace": (
+        "tr A ≈ (1/k) Σ<sub>i</sub> [tr(Q<sub>i</sub>ᵀAQ<sub>i</sub>) + c<sub>i</sub> "
+        "v<sub>i</sub>ᵀAv<sub>i</sub>], Q<sub>i</sub> = orth(AW without w<sub>i</sub>)",
+        "XTrace: each of k random vectors is both sketch and probe; the error takes in that the "
+        "summands share their sketches.",
+        "epperly2024",
+    ),
+}
 
 
 def _density(findings: Findings) -> Method:
@@ -274,10 +232,15 @@ def _density(findings: Findings) -> Method:
     steps = spread(digits.count, (entry.get("num_steps") for entry in entries))
     width = spread(lambda v: digits.number(v, 2), (e.get("kernel_width") for e in entries))
     mass = spread(lambda v: digits.number(v, 4), (e.get("mass") for e in entries))
+    has_band = any(name.endswith("_lower") for name in findings.arrays)
+    band = (
+        "The band is the 95 % t interval of the mean over runs."
+        if has_band
+        else ("Without a band, for which the runs are too few.")
+    )
     text = (
         f"Stochastic Lanczos quadrature: {runs} runs of {steps} steps, Gaussian kernel of width "
-        f"{width}. The band is the 95 % t interval of the mean over runs. The drawn density "
-        f"integrates to {mass}."
+        f"{width}. {band} The drawn density integrates to {mass}."
     )
     return Method(
         "Spectral density",
@@ -291,7 +254,7 @@ def _sharpness(findings: Findings, name: str) -> Method:
     entries = [
         entry for c in findings.checkpoints if (entry := (c.get("sharpness") or {}).get(name))
     ]
-    formula, text, sources = _FORMULAS.get(name.split(":")[0], ("", "", ()))
+    formula, text, sources = FORMULAS.get(name.split(":")[0], ("", "", ()))
     kinds = sorted({str(entry.get("kind")) for entry in entries if entry.get("kind")})
     words = [text, f"Kind: {escaped(', '.join(kinds))}." if kinds else ""]
     words.append(_details(entries[0]))
@@ -351,6 +314,8 @@ def _surface(findings: Findings) -> Method:
     entries = [c["surface"] for c in findings.checkpoints if c.get("surface")]
     text = "The same seeds give every checkpoint its directions; all share axes. "
     kind = _settings(findings).get("directions")
+    if kind in ("pca", "checkpoints") or not planes.shares_axes(findings):
+        text = "A plane is laid through points of its own, and its window shows them. "
     if kind:
         text += f"Directions: {shown(kind)}. "
     if entries:
@@ -381,37 +346,72 @@ def _opinion(findings: Findings) -> Method:
 
 
 def _training(findings: Findings) -> list[Method]:
-    lines = [line for run in findings.runs for line in run["history"]]
     found = [
         Method(
             "Training",
             "",
             f"{len(findings.runs)} runs. Gradients and forward passes are counted in passes over "
             "one batch; the perturbed share is the part of the steps so far that took the "
-            "perturbed gradient. Test data choose nothing.",
+            "perturbed gradient. The curve of the training loss is the mean over an epoch’s "
+            "batches, each at the weights of its step; the table’s is that of the last weights on "
+            "all training data. Test data choose nothing.",
         )
     ]
-    if any(line.get("edge") is not None for line in lines):
-        found.append(
-            Method(
-                "Edge of stability",
-                "λ = 2/lr; with SAM: λ = (‖g‖/2ρ)(√(1 + 8ρ/(lr ‖g‖)) − 1)",
-                "Where gradient descent on a quadratic stops converging, corrected for momentum "
-                "and weight decay. The SAM line holds for plain full-batch descent alone and is "
-                "called heuristic elsewhere.",
-                ("cohen2021", "long2024"),
-            )
+    papers = _papers(findings)
+    if papers:
+        listed = "; ".join(
+            f"{', '.join(shown(v, 28) for v in variants)} after {shown(paper, 160)}"
+            for paper, variants in papers.items()
         )
-    if any(line.get("signal") is not None for line in lines):
-        found.append(
-            Method(
-                "Switching signal",
-                "perturb while signal ≥ μ + c σ",
-                "μ and σ² are running averages of the signal, c moves over training.",
-                ("jiang2023",),
-            )
-        )
+        sources = tuple(dict.fromkeys(_source_of(paper) for paper in papers))
+        found.append(Method("Rules trained", "", f"{listed}.", sources))
     return found
+
+
+def _papers(findings: Findings) -> dict[str, list[str]]:
+    """The variants that were trained, by the paper that each one's rule is from."""
+    known = (findings.document.get("training") or {}).get("papers") or {}
+    papers: dict[str, list[str]] = {}
+    for variant, paper in known.items():
+        if paper:
+            papers.setdefault(clean(paper), []).append(str(variant))
+    return papers
+
+
+def _source_of(paper: str) -> str:
+    """The key of a paper that the references know already; else the paper as it was given.
+
+    Known by author and year, and by its arXiv number where it has one.
+    """
+    match = re.match(r"(\w+)\b.*?\b(\d{4})\b", paper)
+    key = f"{match[1].lower()}{match[2]}" if match else ""
+    numbers = re.findall(r"\d{4}\.\d{5}", paper)
+    is_known = key in REFERENCES and all(number in REFERENCES[key] for number in numbers)
+    return key if is_known else paper
+
+
+def _draws_edge(findings: Findings) -> bool:
+    """Whether a line of the edge of stability stands in some figure."""
+    in_training = "curvature" in curves.drawable(findings) and available.has_history(
+        findings, "edge"
+    )
+    return in_training or dynamics.has_edge(findings)
+
+
+_EDGE = Method(
+    "Edge of stability",
+    "λ = 2/lr; with SAM: λ = (‖g‖/2ρ)(√(1 + 8ρ/(lr ‖g‖)) − 1)",
+    "Where gradient descent on a quadratic stops converging, corrected for momentum and weight "
+    "decay. The SAM line holds for plain full-batch descent alone and is called heuristic "
+    "elsewhere.",
+    ("cohen2021", "long2024"),
+)
+_SIGNAL = Method(
+    "Switching signal",
+    "perturb while signal ≥ μ + c σ",
+    "μ and σ² are running averages of the signal, c moves over training.",
+    ("jiang2023",),
+)
 
 
 def _comparison(findings: Findings) -> Method:
@@ -426,16 +426,14 @@ def _comparison(findings: Findings) -> Method:
         text += (
             f" The generalisation gap is {captions.gap_words(findings)}."
             " Kendall’s τ counts concordant minus discordant pairs of checkpoints; checkpoints "
-            "of one method are no independent draws."
+            "of one method are no independent draws"
+        )
+        resampled = any(entry.get("interval") for entry in correlation.entries(findings))
+        text += (
+            ", so its 95 % interval is from resampling whole cells of a method with its options, "
+            "and τ within methods counts pairs of one cell alone."
+            if resampled
+            else "."
         )
         sources = ("jiang2020",)
     return Method("Comparison", "", text, sources)
-
-
-def spread(show: Any, values: Iterable[float | None]) -> str:
-    """One number, or "low to high" where checkpoints differ."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return digits.MISSING
-    low, high = show(min(known)), show(max(known))
-    return str(low) if low == high else f"{low} to {high}"

@@ -42,15 +42,20 @@
   const mapped = (z, change) => z.map((row) => row.map((v) => (v === null ? null : change(v))));
   const logarithm = (v) => (v > 0 ? Math.log10(v) : null);
 
+  // Where the loss of one plane is drawn: its contour, and its trajectory where it has one.
+  const panels = (id) => [`contour-${id}`, `trajectory-${id}`].filter((name) => drawing.figures[name]?.data[0].type === "contour");
+
   function setContour(id) {
     const view = drawing.views[id][`${chosen("contour-scale")} ${chosen("contour-shared")}`];
     const { x, y, z } = drawing.surfaces[id];
-    const figure = drawing.figures[`contour-${id}`];
-    Object.assign(figure.data[0], {
-      x, y, z: view.log ? mapped(z, logarithm) : z, customdata: z, zmin: view.low, zmax: view.high,
-      contours: { ...figure.data[0].contours, start: view.low, end: view.high, size: (view.high - view.low) / 16 },
-      colorbar: { ...figure.data[0].colorbar, tickvals: view.ticks, ticktext: view.labels },
-    });
+    for (const name of panels(id)) {
+      const filled = drawing.figures[name].data[0];
+      Object.assign(filled, {
+        x, y, z: view.log ? mapped(z, logarithm) : z, customdata: z, zmin: view.low, zmax: view.high,
+        contours: { ...filled.contours, start: view.low, end: view.high, size: (view.high - view.low) / 16 },
+        colorbar: { ...filled.colorbar, tickvals: view.ticks, ticktext: view.labels },
+      });
+    }
   }
 
   function setSurface(cell) {
@@ -64,6 +69,7 @@
     const ticks = view.ticks.map((t, i) => [t, view.labels[i]]).filter(([t]) => t <= high);
     const height = view.log ? mapped(z, logarithm) : clipped ? mapped(z, (v) => Math.min(v, high)) : z;
     Object.assign(figure.data[0], { x, y, z: height, customdata: z, cmin: view.low, cmax: high });
+    ["x", "y"].forEach((axis, i) => { figure.layout.scene[`${axis}axis`].range = drawing.ranges[id][i]; });
     Object.assign(figure.layout.scene.zaxis, {
       range: [view.low, high], tickvals: ticks.map((t) => t[0]), ticktext: ticks.map((t) => t[1]),
     });
@@ -80,7 +86,7 @@
   cells.forEach(setSurface);
   for (const input of all('input[name^="contour-"]')) {
     input.addEventListener("change", () => {
-      contours.forEach((id) => { setContour(id); draw(`contour-${id}`); });
+      contours.forEach((id) => { setContour(id); panels(id).forEach((name) => draw(name)); });
     });
   }
   const drawCell = (cell) => { setSurface(cell); if (webgl) draw(`surface-${cell.dataset.cell}`); };
@@ -144,11 +150,16 @@
     const values = contours.flatMap((id) => drawing.surfaces[id][axis]);
     spans[axis] = [Math.min(...values), Math.max(...values)];
   }
+  // The crosshair starts at theta, the origin, wherever the window has it.
+  for (const axis of contours.length ? ["x", "y"] : []) {
+    const [low, high] = spans[axis];
+    sliders[axis].value = Math.min(1000, Math.max(0, (-1000 * low) / (high - low)));
+  }
   const at = (axis) => spans[axis][0] + (sliders[axis].value / 1000) * (spans[axis][1] - spans[axis][0]);
 
   function placeCross() {
     const [x, y] = [at("x"), at("y")];
-    for (const axis of ["x", "y"]) document.getElementById(`cross-${axis}-value`).textContent = at(axis).toFixed(2);
+    for (const axis of ["x", "y"]) document.getElementById(`cross-${axis}-value`).textContent = at(axis).toFixed(2).replace(/^-(0\.00)$/, "$1");
     contours.forEach((id, i) => {
       const surface = drawing.surfaces[id];
       const row = nearest(surface.y, y);
@@ -178,6 +189,7 @@
         }
         moveCross();
       });
+      if (!drawing.sharedAxes) continue;
       plot.on("plotly_relayout", (change) => {
         // Zooming one plane zooms all: they share their axes.
         const keys = Object.keys(change).filter((key) => /^[xy]axis\.(range|autorange)/.test(key));
@@ -243,6 +255,11 @@
       };
       table.tBodies[0].append(...[...table.tBodies[0].rows].sort(order));
     });
+  }
+
+  // A wide table that has been scrolled: its first column lies on top of the others.
+  for (const frame of all(".scroll")) {
+    frame.addEventListener("scroll", () => frame.classList.toggle("moved", frame.scrollLeft > 0), { passive: true });
   }
 
   // Copies and downloads.

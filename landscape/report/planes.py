@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 
 from landscape.findings import Findings
-from landscape.report import digits, theme
+from landscape.report import theme, topology, trajectory
 from landscape.report.available import with_lines, with_surfaces
 from landscape.report.drawing import (
     LOSS,
+    Array,
+    ColorAxis,
     Figure,
     axis_name,
+    axis_titles,
+    color_axis,
     figure_of,
-    log_ticks,
-    nice_ticks,
+    log_axis,
     rounded,
     rounded_number,
     rounded_rows,
@@ -24,6 +27,8 @@ from landscape.report.drawing import (
     trace,
 )
 from landscape.report.text import in_plotly
+
+Spans = tuple[tuple[float, float], tuple[float, float]]
 
 
 def slices(findings: Findings) -> Figure:
@@ -59,7 +64,9 @@ def slices(findings: Findings) -> Figure:
                 )
             )
             shown.add(style.method)
-    kind = line_scale(findings)
+    scaled = {"type": "linear"}
+    if line_scale(findings) == "log":
+        scaled = log_axis([loss for item in traces for loss in item["y"]])
     figure = figure_of(traces, height=360)
     gap = 0.05
     width = (1 - gap * (len(directions) - 1)) / len(directions)
@@ -76,8 +83,7 @@ def slices(findings: Findings) -> Figure:
                     },
                 },
                 f"yaxis{i + 1 if i else ''}": {
-                    "type": kind,
-                    **({"dtick": "D2"} if kind == "log" else {}),
+                    **scaled,
                     "anchor": axis_name("x", i + 1),
                     "title": {"text": LOSS if i == 0 else ""},
                     **({"matches": "y", "showticklabels": False} if i else {}),
@@ -104,95 +110,185 @@ def contour(
 ) -> Figure:
     """Loss on the plane around one checkpoint: filled contours, the centre marked.
 
+    On it what belongs to the plane: the path of the training, the other checkpoints that the plane
+    goes through, and the minima where there are several.
+
     Args:
         scale: "linear" or "log"; by default whatever shows this comparison's range.
         shared: one colour scale for all checkpoints of the findings.
     """
-    view = color_view(findings, identifier, scale=scale, shared=shared)
-    x, y, z = (findings.arrays[f"surface_{identifier}_{part}"] for part in ("x", "y", "loss"))
-    height = np.log10(z, where=z > 0, out=np.full(z.shape, np.nan)) if view["log"] else z
+    checkpoint = _by_id(findings)[identifier]
     traces = [
-        trace(
-            "contour",
-            x=rounded(x),
-            y=rounded(y),
-            z=rounded_rows(height),
-            customdata=rounded_rows(z),
-            colorscale=theme.MAGNITUDES,
-            zmin=view["low"],
-            zmax=view["high"],
-            zauto=False,
-            autocontour=False,
-            contours={
-                "coloring": "heatmap",
-                "start": view["low"],
-                "end": view["high"],
-                "size": (view["high"] - view["low"]) / 16,
-            },
-            line={"width": 0.7, "color": "rgba(255,255,255,0.55)"},
-            colorbar={
-                "thickness": 10,
-                "outlinewidth": 0,
-                "tickvals": view["ticks"],
-                "ticktext": view["labels"],
-                "len": 1.0,
-                "title": {"text": "L", "side": "top"},
-            },
-            connectgaps=False,
-            hoverongaps=False,
-            name="",
-            hovertemplate="(%{x:.3~g}, %{y:.3~g}): L = %{customdata:.4~g}<extra></extra>",
-        ),
-        trace(
-            "scatter",
-            x=[0.0],
-            y=[0.0],
-            mode="markers",
-            marker={
-                "symbol": "cross-thin",
-                "size": 11,
-                "line": {"width": 2, "color": "#ffffff"},
-            },
-            hoverinfo="skip",
-            showlegend=False,
-        ),
+        _filled(findings, identifier, scale=scale, shared=shared),
+        _cross(),
+        *trajectory.path(findings, checkpoint, named=False),
+        *topology.marks(checkpoint),
+        *_landmarks(checkpoint),
     ]
     figure = figure_of(traces, height=310)
-    (x_low, x_high), (y_low, y_high) = shared_ranges(findings)
+    (x_low, x_high), (y_low, y_high) = ranges_of(findings, identifier)
+    x_title, y_title = axis_titles(checkpoint)
     figure["layout"].update(
         margin={"l": 8, "r": 4, "t": 8, "b": 36},
         hovermode="closest",
-        xaxis={"range": [x_low, x_high], "title": {"text": "direction 1"}, "showgrid": False},
-        yaxis={"range": [y_low, y_high], "title": {"text": "direction 2"}, "showgrid": False},
+        xaxis={"range": [x_low, x_high], "title": {"text": x_title}, "showgrid": False},
+        yaxis={"range": [y_low, y_high], "title": {"text": y_title}, "showgrid": False},
     )
     return figure
 
 
-def color_view(
+def trajectory_contour(findings: Findings, identifier: str) -> Figure:
+    """The path of one training with its names, over the loss where that was measured.
+
+    Both axes have one scale, as the directions are orthonormal: distances are as they look.
+    """
+    checkpoint = _by_id(findings)[identifier]
+    points = findings.arrays[f"trajectory_{identifier}_coordinates"]
+    has_loss = identifier in with_surfaces(findings)
+    traces = [
+        *([_filled(findings, identifier, scale="linear", shared=True)] if has_loss else []),
+        *trajectory.path(findings, checkpoint, named=True),
+    ]
+    spans = [
+        _holding(
+            points[:, column], findings.arrays[f"surface_{identifier}_{axis}"] if has_loss else None
+        )
+        for column, axis in enumerate("xy")
+    ]
+    across, up = (high - low for low, high in spans)
+    # As high as the window is at the width of half a page, within reason.
+    figure = figure_of(traces, height=int(min(400.0, max(210.0, 90 + 330 * up / across))))
+    x_title, y_title = axis_titles(checkpoint)
+    figure["layout"].update(
+        margin={"l": 8, "r": 4, "t": 8, "b": 36},
+        hovermode="closest",
+        xaxis={
+            "range": spans[0],
+            "title": {"text": x_title},
+            "showgrid": False,
+            "zeroline": False,
+            "constrain": "domain",
+        },
+        yaxis={
+            "range": spans[1],
+            "title": {"text": y_title},
+            "showgrid": False,
+            "zeroline": False,
+            "scaleanchor": "x",
+            "constrain": "domain",
+        },
+    )
+    return figure
+
+
+def _holding(values: Array, window: Array | None) -> list[float]:
+    """The window, widened on the sides where the values leave it; without one all, with room."""
+    low, high = float(values.min()), float(values.max())
+    room = 0.08 * (high - low or 1.0)
+    left, right = low - room, high + room
+    if window is not None:
+        left = left if low < window.min() else float(window.min())
+        right = right if high > window.max() else float(window.max())
+    return [rounded_number(left), rounded_number(right)]
+
+
+def _by_id(findings: Findings) -> dict[str, dict[str, Any]]:
+    return {str(c["id"]): c for c in findings.checkpoints}
+
+
+def _filled(
     findings: Findings, identifier: str, *, scale: str | None, shared: bool
 ) -> dict[str, Any]:
-    """The colour axis of a contour or a surface: its ends, ticks and labels, logarithmic or not.
+    view = color_view(findings, identifier, scale=scale, shared=shared)
+    x, y, z = (findings.arrays[f"surface_{identifier}_{part}"] for part in ("x", "y", "loss"))
+    return trace(
+        "contour",
+        x=rounded(x),
+        y=rounded(y),
+        z=rounded_rows(view.heights(z)),
+        customdata=rounded_rows(z),
+        colorscale=theme.MAGNITUDES,
+        zmin=view.low,
+        zmax=view.high,
+        zauto=False,
+        autocontour=False,
+        contours={
+            "coloring": "heatmap",
+            "start": view.low,
+            "end": view.high,
+            "size": (view.high - view.low) / 16,
+        },
+        line={"width": 0.7, "color": "rgba(255,255,255,0.55)"},
+        colorbar={
+            "thickness": 10,
+            "outlinewidth": 0,
+            "tickvals": view.ticks,
+            "ticktext": view.labels,
+            "len": 1.0,
+            "title": {"text": "L", "side": "top"},
+        },
+        connectgaps=False,
+        hoverongaps=False,
+        name="",
+        hovertemplate="(%{x:.3~g}, %{y:.3~g}): L = %{customdata:.4~g}<extra></extra>",
+    )
 
-    Non-finite points take no part. `low`, `high` and `ticks` are log10 of the loss when "log".
-    """
+
+def _cross() -> dict[str, Any]:
+    return trace(
+        "scatter",
+        x=[0.0],
+        y=[0.0],
+        mode="markers",
+        marker={
+            "symbol": "cross-thin",
+            "size": 11,
+            "line": {"width": 2, "color": "#ffffff"},
+        },
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def landmarks_of(checkpoint: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The checkpoints that a plane goes through, with their place on it; none for other planes."""
+    return list((checkpoint.get("surface") or {}).get("points") or [])
+
+
+def _landmarks(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
+    points = landmarks_of(checkpoint)
+    if not points:
+        return []
+    return [
+        trace(
+            "scatter",
+            x=rounded([point["x"] for point in points]),
+            y=rounded([point["y"] for point in points]),
+            mode="markers+text",
+            marker={
+                "symbol": "diamond",
+                "size": 9,
+                "color": "#ffffff",
+                "line": {"width": 1.2, "color": "#111111"},
+            },
+            text=[in_plotly(point["label"], 18) for point in points],
+            textposition=["top right" if point["x"] <= 0 else "top left" for point in points],
+            textfont={"size": 10, "color": "#ffffff", "shadow": trajectory.SHADOW},
+            name="checkpoints",
+            showlegend=False,
+            hovertemplate="%{text}: (%{x:.3~g}, %{y:.3~g})<extra></extra>",
+        )
+    ]
+
+
+def color_view(
+    findings: Findings, identifier: str, *, scale: str | None, shared: bool
+) -> ColorAxis:
+    """The colour axis of a contour or a surface. Non-finite points take no part."""
     identifiers = with_surfaces(findings) if shared else [identifier]
     values = np.concatenate([findings.arrays[f"surface_{i}_loss"].ravel() for i in identifiers])
-    values = values[np.isfinite(values)]
-    log = (scale or default_scale(findings)) == "log"
-    if log:
-        values = np.log10(values[values > 0])
-    low, high = float(values.min()), float(values.max())
-    if high <= low:
-        low, high = low - 0.5, high + 0.5
-    ticks = log_ticks(low, high) if log else nice_ticks(low, high)
-    labels = [digits.number(10**tick if log else tick, 2) for tick in ticks]
-    return {
-        "log": log,
-        "low": rounded_number(low),
-        "high": rounded_number(high),
-        "ticks": rounded(ticks),
-        "labels": labels,
-    }
+    is_log = (scale or default_scale(findings)) == "log"
+    return color_axis(values, log=is_log)
 
 
 def default_scale(findings: Findings) -> str:
@@ -200,11 +296,25 @@ def default_scale(findings: Findings) -> str:
     return scale_of([findings.arrays[f"surface_{i}_loss"] for i in with_surfaces(findings)])
 
 
-def shared_ranges(findings: Findings) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The smallest x and y ranges that hold all surfaces."""
+def shares_axes(findings: Findings) -> bool:
+    """Whether all planes have the same window; planes of several trajectories have their own."""
+    spans = [_span(findings, [i]) for i in with_surfaces(findings)]
+    return all(span == spans[0] for span in spans)  # true of none
 
+
+def ranges_of(findings: Findings, identifier: str) -> Spans:
+    """The x and y range of one panel: that of all where they share it, else its own."""
+    return shared_ranges(findings) if shares_axes(findings) else _span(findings, [identifier])
+
+
+def shared_ranges(findings: Findings) -> Spans:
+    """The smallest x and y ranges that hold all surfaces."""
+    return _span(findings, with_surfaces(findings))
+
+
+def _span(findings: Findings, identifiers: list[str]) -> Spans:
     def span(part: str) -> tuple[float, float]:
-        axes = [findings.arrays[f"surface_{i}_{part}"] for i in with_surfaces(findings)]
+        axes = [findings.arrays[f"surface_{i}_{part}"] for i in identifiers]
         return (
             rounded_number(min(float(a.min()) for a in axes)),
             rounded_number(max(float(a.max()) for a in axes)),
@@ -227,16 +337,15 @@ def surface(
     """The loss over the plane in three dimensions (WebGL)."""
     view = color_view(findings, identifier, scale=scale, shared=shared)
     x, y, z = (findings.arrays[f"surface_{identifier}_{part}"] for part in ("x", "y", "loss"))
-    height = np.log10(z, where=z > 0, out=np.full(z.shape, np.nan)) if view["log"] else z
     drawn = trace(
         "surface",
         x=rounded(x),
         y=rounded(y),
-        z=rounded_rows(height),
+        z=rounded_rows(view.heights(z)),
         customdata=rounded_rows(z),
         colorscale=theme.MAGNITUDES,
-        cmin=view["low"],
-        cmax=view["high"],
+        cmin=view.low,
+        cmax=view.high,
         cauto=False,
         showscale=False,
         lighting={"ambient": 0.72, "diffuse": 0.55, "specular": 0.08, "roughness": 0.9},
@@ -244,7 +353,7 @@ def surface(
         hovertemplate="(%{x:.3~g}, %{y:.3~g}): L = %{customdata:.4~g}<extra></extra>",
     )
     figure = figure_of([drawn], height=300)
-    (x_low, x_high), (y_low, y_high) = shared_ranges(findings)
+    (x_low, x_high), (y_low, y_high) = ranges_of(findings, identifier)
     figure["layout"].update(
         margin={"l": 0, "r": 0, "t": 0, "b": 0},
         scene={
@@ -252,9 +361,9 @@ def surface(
             "yaxis": {"title": {"text": "dir. 2"}, "range": [y_low, y_high], "nticks": 4},
             "zaxis": {
                 "title": {"text": "L"},
-                "range": [view["low"], view["high"]],
-                "tickvals": view["ticks"],
-                "ticktext": view["labels"],
+                "range": [view.low, view.high],
+                "tickvals": view.ticks,
+                "ticktext": view.labels,
             },
             "aspectmode": "manual",
             "aspectratio": {"x": 1, "y": 1, "z": 0.72},

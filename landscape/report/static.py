@@ -6,67 +6,47 @@ Every figure comes at 3.3 inches (one column) and 6.8 inches (two). Fonts are em
 
 from __future__ import annotations
 
-import datetime
-import io
 import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
-from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from landscape.comparing import generalisation_gap
 from landscape.findings import Findings, write_file
-from landscape.report import available, curves, figures, measures, planes, theme
+from landscape.report import (
+    available,
+    connection,
+    curves,
+    eigenvalue_map,
+    figures,
+    measures,
+    theme,
+    trajectory,
+)
+from landscape.report.drawing import LOSS
+from landscape.report.static_drawing import (
+    DASHES,
+    MARKERS,
+    figure_bytes,
+    log_scale,
+    panel_grid,
+    paper_style,
+    symbol,
+)
+from landscape.report.static_planes import (
+    contours,
+    eigenvalue_maps,
+    slices,
+    surfaces,
+    trajectories,
+)
 from landscape.report.text import in_matplotlib
 
 WIDTHS = (3.3, 6.8)  # inches: one and two columns of a paper
-DATE = datetime.datetime(2000, 1, 1, tzinfo=datetime.timezone.utc)  # noqa: UP017
-
-_DASHES: dict[str, Any] = {
-    "solid": "-",
-    "dash": (0, (5, 2)),
-    "dot": (0, (1, 1.4)),
-    "dashdot": (0, (5, 1.5, 1, 1.5)),
-    "longdash": (0, (8, 2)),
-    "longdashdot": (0, (8, 1.5, 1, 1.5)),
-}
-_MARKERS = {
-    "circle": "o",
-    "square": "s",
-    "diamond": "D",
-    "triangle-up": "^",
-    "x": "X",
-    "star": "*",
-}
-
-_STYLE: dict[Any, Any] = {
-    "pdf.fonttype": 42,
-    "font.family": "DejaVu Sans",
-    "font.size": 7,
-    "axes.labelsize": 7,
-    "axes.titlesize": 7,
-    "xtick.labelsize": 6,
-    "ytick.labelsize": 6,
-    "legend.fontsize": 6,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.2,
-    "axes.unicode_minus": True,
-    "svg.hashsalt": "landscape",
-}
 
 Draw = Callable[[Findings, float], Figure]
 
@@ -81,19 +61,19 @@ def write_figures(findings: Findings, folder: str | Path) -> list[Path]:
         OSError: the disk is full or the folder cannot be written.
     """
     folder = Path(folder)
-    paths = []
+    written = []
     widths = WIDTHS[-1:] if findings.document.get("quick") else WIDTHS
     for name, draw in static_figures(findings).items():
         for width in widths:
-            with _style():
+            with paper_style():
                 figure = draw(findings, width)
                 # Laid out once: each of the two files would otherwise do it again.
                 figure.draw_without_rendering()
                 figure.set_layout_engine("none")
                 for kind in ("pdf", "png"):
                     path = folder / f"{name}-{width:g}in.{kind}"
-                    paths.append(write_file(path, _bytes(figure, kind, dots=300)))
-    return paths
+                    written.append(write_file(path, figure_bytes(figure, kind, dots=300)))
+    return written
 
 
 def static_figures(findings: Findings) -> dict[str, Draw]:
@@ -108,6 +88,12 @@ def static_figures(findings: Findings) -> dict[str, Draw]:
     if available.with_surfaces(findings):
         draws["contours"] = contours
         draws["surfaces"] = surfaces
+    if trajectory.with_trajectory(findings):
+        draws["trajectories"] = trajectories
+    if eigenvalue_map.with_maps(findings):
+        draws["eigenvalue-maps"] = eigenvalue_maps
+    if connection.drawn_pairs(findings):
+        draws["paths"] = paths
     if findings.runs:
         draws["training"] = training
     if any(available.has_scatter(findings, m.name) for m in measures.flatness_measures(findings)):
@@ -115,58 +101,12 @@ def static_figures(findings: Findings) -> dict[str, Draw]:
     return draws
 
 
-def surface_png(findings: Findings, identifier: str) -> bytes:
-    """The static picture of one surface in three dimensions, for print and without WebGL."""
-    with _style():
-        figure = Figure(figsize=(3.3, 2.7))
-        axes = figure.add_subplot(projection="3d")
-        _surface(axes, findings, identifier)
-        figure.subplots_adjust(left=0, right=0.95, bottom=0.03, top=1.0)
-        return _bytes(figure, "png", dots=150)
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    with rc_context(_STYLE), warnings.catch_warnings():
-        # A name may hold letters that the font lacks: it shows boxes, which is no reason to fail.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield
-
-
-def _bytes(figure: Figure, kind: str, *, dots: int) -> bytes:
-    buffer = io.BytesIO()
-    if kind == "pdf":
-        FigureCanvasPdf(figure)
-        metadata: dict[str, Any] = {"CreationDate": DATE, "Producer": None, "Creator": None}
-        figure.savefig(buffer, format="pdf", metadata=metadata)
-    else:
-        FigureCanvasAgg(figure)
-        figure.savefig(buffer, format="png", dpi=dots, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _grid(width: float, panels: int, *, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels: up to three in a row at two columns' width, one or two else."""
-    columns = min(panels, 3 if width > 5 else 2 if panels > 3 else 1)
-    rows = math.ceil(panels / columns)
-    figure = Figure(figsize=(width, height * rows), layout="constrained")
-    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(panels)]
-    for one in axes:
-        one.locator_params(axis="x", nbins=4 if columns > 1 else 6)
-    return figure, axes
-
-
-def _symbol(title: str) -> str:
-    # Subscript letters of the font itself: mathematics would embed a second font in every file.
-    return in_matplotlib(title, 60).replace("λmax", "λₘₐₓ").replace("λmin", "λₘᵢₙ")
-
-
 def comparison(findings: Findings, width: float) -> Figure:
     """Each measure: seeds as small markers, the mean with its 95 % interval."""
     panels = available.compared_measures(findings)
     styles = theme.styles_of(findings)
     methods = list(dict.fromkeys(theme.method_of(c) for c in findings.checkpoints))
-    figure, all_axes = _grid(width, len(panels), height=0.75 + 0.2 * len(methods))
+    figure, all_axes = panel_grid(width, len(panels), height=0.75 + 0.2 * len(methods))
     entries = {
         str(entry["method"]): entry.get("values") or {}
         for entry in (findings.document.get("comparison") or {}).get("methods") or []
@@ -179,7 +119,7 @@ def comparison(findings: Findings, width: float) -> Figure:
             values = [measures.value_of(c, measure.name)[0] for c in group]
             known = [factor * value for value in values if value is not None]
             look: dict[str, Any] = {
-                "marker": _MARKERS[style.marker],
+                "marker": MARKERS[style.marker],
                 "color": style.color,
                 "linestyle": "",
             }
@@ -200,8 +140,14 @@ def comparison(findings: Findings, width: float) -> Figure:
         axes.set_yticks(range(len(methods)), [in_matplotlib(m, 16) for m in methods])
         axes.tick_params(labelleft=axes.get_subplotspec().is_first_col())  # type: ignore[union-attr]
         axes.set_ylim(len(methods) - 0.5, -0.5)
-        axes.set_xlabel(_symbol(measure.title) + (" (%)" if measure.percent else ""))
+        axes.set_xlabel(_title(measure))
     return figure
+
+
+def _title(measure: measures.Measure) -> str:
+    """The title of an axis: its unit, and the mark of a bound where values are no more."""
+    bound = {"lower": " (≥)", "upper": " (≤)"}.get(measure.bound, "")
+    return symbol(measure.title) + (" (%)" if measure.percent else "") + bound
 
 
 def spectrum(findings: Findings, width: float) -> Figure:
@@ -224,7 +170,7 @@ def spectrum(findings: Findings, width: float) -> Figure:
                 grid,
                 np.maximum(value, floor / 2),
                 color=style.color,
-                linestyle=_DASHES[style.dash],
+                linestyle=DASHES[style.dash],
                 label=in_matplotlib(checkpoint.get("label") or checkpoint["id"], 24),
             )
             if f"{name}_lower" in findings.arrays:
@@ -237,7 +183,7 @@ def spectrum(findings: Findings, width: float) -> Figure:
                     alpha=0.18,
                     linewidth=0,
                 )
-        axes.set_yscale("log")
+        log_scale(axes, [floor, ceiling])
         axes.set_ylim(floor, ceiling)
         axes.set_ylabel("density φ(λ)")
         axes.legend()
@@ -251,12 +197,22 @@ def spectrum(findings: Findings, width: float) -> Figure:
             rug.plot(
                 nodes.ravel(), [row] * nodes.size, "|", color=style.color, alpha=0.3, markersize=5
             )
+        for i, pair in enumerate((checkpoint.get("eigenvalues") or []) if style.lead else ()):
+            if pair.get("sampling_interval"):
+                rug.plot(
+                    pair["sampling_interval"],
+                    [row + (0.2 if i % 2 else -0.2)] * 2,
+                    color=style.color,
+                    linewidth=1.8,
+                    alpha=0.4,
+                    solid_capstyle="butt",
+                )
         values = [pair["value"] for pair in checkpoint.get("eigenvalues") or []]
         rug.plot(
             values,
             [row] * len(values),
             linestyle="",
-            marker=_MARKERS[style.marker],
+            marker=MARKERS[style.marker],
             color=style.color,
             markersize=4 if style.lead else 2.5,
             alpha=style.opacity,
@@ -267,139 +223,10 @@ def spectrum(findings: Findings, width: float) -> Figure:
     return figure
 
 
-def slices(findings: Findings, width: float) -> Figure:
-    """Loss along each direction, checkpoints overlaid."""
-    styles = theme.styles_of(findings)
-    lined = available.with_lines(findings)
-    directions: list[str] = []
-    for checkpoint in lined:
-        directions += [d for d in planes.directions_of(findings, checkpoint) if d not in directions]
-    figure, all_axes = _grid(width, len(directions), height=2.0)
-    for axes, direction in zip(all_axes, directions, strict=True):
-        labelled: set[str] = set()
-        for checkpoint in lined:
-            style, identifier = styles[str(checkpoint["id"])], str(checkpoint["id"])
-            names = planes.directions_of(findings, checkpoint)
-            if direction not in names:
-                continue
-            axes.plot(
-                findings.arrays[f"line_{identifier}_t"],
-                findings.arrays[f"line_{identifier}_loss"][names.index(direction)],
-                color=style.color,
-                linestyle=_DASHES[style.dash],
-                linewidth=0.6 * style.width,
-                alpha=style.opacity,
-                label=None if style.method in labelled else in_matplotlib(style.method, 20),
-            )
-            labelled.add(style.method)
-        axes.set_xlabel(in_matplotlib(direction, 28))
-        axes.set_ylabel("loss")
-        axes.set_yscale(planes.line_scale(findings))
-    all_axes[0].legend()
-    return figure
-
-
-def contours(findings: Findings, width: float) -> Figure:
-    """Every plane on shared axes and one colour scale."""
-    identifiers = available.with_surfaces(findings)
-    by_id = {str(c["id"]): c for c in findings.checkpoints}
-    figure, all_axes = _grid(width, len(identifiers), height=2.1 if len(identifiers) > 1 else 2.6)
-    norm = _norm(findings)
-    (x_range, y_range), drawn = planes.shared_ranges(findings), None
-    for axes, identifier in zip(all_axes, identifiers, strict=True):
-        x, y, z = (findings.arrays[f"surface_{identifier}_{p}"] for p in ("x", "y", "loss"))
-        drawn = (
-            axes.pcolormesh(
-                x, y, np.ma.masked_invalid(z), norm=norm, cmap="viridis", shading="gouraud"
-            )
-            if np.isfinite(z).all()
-            else axes.pcolormesh(
-                x, y, np.ma.masked_invalid(z), norm=norm, cmap="viridis", shading="nearest"
-            )
-        )
-        drawn.set_rasterized(True)
-        axes.contour(
-            x, y, np.ma.masked_invalid(z), levels=_levels(norm), colors="white", linewidths=0.4
-        )
-        axes.plot([0], [0], "+", color="white", markersize=5)
-        axes.set_title(in_matplotlib(by_id[identifier].get("label") or identifier, 28))
-        axes.set_xlim(*x_range)
-        axes.set_ylim(*y_range)
-        axes.set_xlabel("direction 1")
-        axes.set_ylabel("direction 2")
-    if drawn is not None:
-        figure.colorbar(drawn, ax=all_axes, label="loss", shrink=0.9, aspect=30)
-    return figure
-
-
-def surfaces(findings: Findings, width: float) -> Figure:
-    """Every plane in three dimensions, on one scale."""
-    identifiers = available.with_surfaces(findings)
-    by_id = {str(c["id"]): c for c in findings.checkpoints}
-    columns = min(len(identifiers), 3 if width > 5 else 1)
-    rows = math.ceil(len(identifiers) / columns)
-    figure = Figure(figsize=(width, 0.85 * width / columns * rows))
-    for i, identifier in enumerate(identifiers):
-        axes = figure.add_subplot(rows, columns, i + 1, projection="3d")
-        _surface(axes, findings, identifier)
-        axes.set_title(in_matplotlib(by_id[identifier].get("label") or identifier, 28), y=0.98)
-    figure.subplots_adjust(left=0.01, right=0.93, bottom=0.06, top=0.94, wspace=0.18, hspace=0.2)
-    return figure
-
-
-def _surface(axes: Any, findings: Findings, identifier: str) -> None:
-    x, y, z = (findings.arrays[f"surface_{identifier}_{p}"] for p in ("x", "y", "loss"))
-    norm = _norm(findings)
-    log = isinstance(norm, LogNorm)
-    height = np.log10(z, where=z > 0, out=np.full(z.shape, np.nan)) if log else z
-    low, high = float(norm.vmin or 0.0), float(norm.vmax or 1.0)
-    if log:
-        low, high = math.log10(low), math.log10(high)
-    across, along = np.meshgrid(x, y)
-    axes.plot_surface(
-        across,
-        along,
-        np.ma.masked_invalid(height),
-        cmap="viridis",
-        norm=Normalize(low, high),
-        rcount=60,
-        ccount=60,
-        linewidth=0,
-        antialiased=False,
-    )
-    axes.set_zlim(low, high)
-    axes.view_init(elev=28, azim=-58)
-    axes.set_xlabel("direction 1", labelpad=-8)
-    axes.set_ylabel("direction 2", labelpad=-8)
-    axes.set_zlabel("log₁₀ L" if log else "L", labelpad=-8)
-    axes.tick_params(pad=-3, labelsize=5)
-    axes.locator_params(nbins=4)
-    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
-        axis.pane.fill = False
-
-
-def _norm(findings: Findings) -> Normalize:
-    values = np.concatenate(
-        [findings.arrays[f"surface_{i}_loss"].ravel() for i in available.with_surfaces(findings)]
-    )
-    values = values[np.isfinite(values)]
-    low, high = float(values.min()), float(values.max())
-    if planes.default_scale(findings) == "log":
-        return LogNorm(low, high)
-    return Normalize(low, high if high > low else low + 1)
-
-
-def _levels(norm: Normalize) -> Sequence[float]:
-    low, high = float(norm.vmin or 0.0), float(norm.vmax or 1.0)
-    spaced = np.geomspace if isinstance(norm, LogNorm) else np.linspace
-    levels: list[float] = spaced(low, high, 16)[1:-1].tolist()
-    return levels
-
-
 def training(findings: Findings, width: float) -> Figure:
     """The training curves: seeds thin, means strong."""
     names = curves.drawable(findings)
-    figure, all_axes = _grid(width, len(names), height=1.75)
+    figure, all_axes = panel_grid(width, len(names), height=1.75)
     styles = theme.styles_of(findings)
     variants = list(dict.fromkeys(theme.method_of(run) for run in findings.runs))
     for axes, name in zip(all_axes, names, strict=True):
@@ -409,17 +236,17 @@ def training(findings: Findings, width: float) -> Figure:
             style = styles[str(runs[0]["id"])]
             _training_lines(axes, runs, style, plan)
         if plan.get("log"):
-            axes.set_yscale("log")
+            log_scale(axes)
         if name == "curvature":
             top = axes.get_ylim()[1]
             epochs, edge = (
                 [line.get(key) for line in findings.runs[0]["history"]] for key in ("epoch", "edge")
             )
             if any(value is not None for value in edge):
-                drawn = axes.plot(
+                edge_line = axes.plot(
                     epochs, edge, color="#8a8f98", linestyle="--", linewidth=0.8, label="2/lr"
                 )
-                axes.legend(handles=drawn)
+                axes.legend(handles=edge_line)
             axes.set_ylim(0, 2 * top)
         axes.set_xlabel({"seconds": "wall time (s)"}.get(plan["x"], plan["x"]))
         axes.set_ylabel(plan["title"].replace("λ<sub>max</sub>", "λₘₐₓ"))
@@ -454,10 +281,43 @@ def _training_lines(
         axes.plot(column[:, 0], column[:, 1], color=style.color, alpha=0.3, linewidth=0.5)
     if columns:
         lead = np.mean(columns, axis=0) if averaged else columns[0]
-        look = {"color": style.color, "linestyle": _DASHES[style.dash]}
+        look = {"color": style.color, "linestyle": DASHES[style.dash]}
         if len(lead) == 1:
             look["marker"] = "."
         axes.plot(lead[:, 0], lead[:, 1], label=in_matplotlib(style.method, 20), **look)
+
+
+def paths(findings: Findings, width: float) -> Figure:
+    """The loss along each path with its barrier marked; many paths in grey but for two."""
+    looks, pairs = connection.in_colour(findings), connection.drawn_pairs(findings)
+    is_curved = connection.connection(findings).get("kind") == "bezier"
+    figure = Figure(figsize=(width, 0.4 * width + 0.7 + 0.14 * len(looks)), layout="constrained")
+    axes = figure.add_subplot()
+    for pair in sorted(pairs, key=lambda pair: str(pair["id"]) in looks):
+        t, loss = (findings.arrays[f"path_{pair['id']}_{part}"] for part in ("t", "loss"))
+        style = looks.get(str(pair["id"]))
+        if style is None:
+            axes.plot(t, loss, color="#8a8f98", linewidth=0.5, alpha=0.5)
+            continue
+        where = pair.get("where") or 0.0
+        axes.plot(t[[0, -1]], loss[[0, -1]], color=style.color, linestyle=":", linewidth=0.6)
+        straight = findings.arrays.get(f"path_{pair['id']}_line_loss")
+        if is_curved and straight is not None:
+            axes.plot(t, straight, color=style.color, linestyle="--", linewidth=0.7)
+        axes.plot(
+            t,
+            loss,
+            color=style.color,
+            linestyle="-" if is_curved else DASHES[style.dash],
+            marker=MARKERS[style.marker],
+            markevery=[int(np.abs(t - where).argmin())],
+            markersize=4,
+            label=in_matplotlib(connection.name_of(findings, pair, 16), 40),
+        )
+    axes.set_xlabel("t")
+    axes.set_ylabel(LOSS)
+    figure.legend(loc="outside upper left", ncols=1 if width < 5 else 3)
+    return figure
 
 
 def generalisation(findings: Findings, width: float) -> Figure:
@@ -467,7 +327,7 @@ def generalisation(findings: Findings, width: float) -> Figure:
     ]
     gaps, styles = measures.gap_measure(findings), theme.styles_of(findings)
     factor = 100.0 if gaps.percent else 1.0
-    figure, all_axes = _grid(width, len(panels), height=1.8)
+    figure, all_axes = panel_grid(width, len(panels), height=1.8)
     for axes, measure in zip(all_axes, panels, strict=True):
         labelled: set[str] = set()
         for checkpoint in findings.checkpoints:
@@ -482,13 +342,13 @@ def generalisation(findings: Findings, width: float) -> Figure:
                 [value],
                 [factor * gap],
                 linestyle="",
-                marker=_MARKERS[style.marker],
+                marker=MARKERS[style.marker],
                 color=style.color,
                 markersize=4,
                 label=None if style.method in labelled else in_matplotlib(style.method, 20),
             )
             labelled.add(style.method)
-        axes.set_xlabel(_symbol(measure.title))
+        axes.set_xlabel(_title(measure))
         axes.set_ylabel("gap (%)" if gaps.percent else "gap")
     all_axes[0].legend()
     return figure

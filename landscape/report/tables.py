@@ -6,22 +6,28 @@ import csv
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from landscape.findings import Findings
-from landscape.report import digits, measures, theme
+from landscape.report import digits, measures, sampling, theme
+from landscape.report.cells import (
+    MARKS,
+    Cell,
+    bounds_note,
+    cell_html,
+    framed,
+    head,
+    interval_title,
+    number_cell,
+    plus_minus,
+    row_head,
+    sort_head,
+    swatch,
+    symbol,
+)
 from landscape.report.measures import Measure
-from landscape.report.text import clean, escaped, shown
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One number of a table: what is shown, what is sorted by, and what stands small beside it."""
-
-    html: str
-    value: float | str | None = None
-    note: str = ""
+from landscape.report.text import clean, shown
 
 
 @dataclass(frozen=True)
@@ -32,50 +38,6 @@ class Column:
     cell: Callable[[Mapping[str, Any]], Cell]
     measure: Measure | None = None
     hint: str = ""
-
-
-def symbol(title: str) -> str:
-    """A measure's title in HTML, with its subscripts set as such."""
-    text = escaped(title)
-    return text.replace("λmax", "λ<sub>max</sub>").replace("λmin", "λ<sub>min</sub>")
-
-
-def line_sample(style: theme.Style) -> str:
-    """The line of a method in its colour and dash, as an inline picture without words."""
-    dash = _STROKES[style.dash]
-    dashes = f' stroke-dasharray="{dash}"' if dash else ""
-    return (
-        '<svg class="sample" viewBox="0 0 26 8" aria-hidden="true">'
-        f'<path d="M0,4H26" stroke="{style.color}" stroke-width="2.2"{dashes}/></svg>'
-    )
-
-
-_STROKES = {
-    "solid": "",
-    "dash": "7,3",
-    "dot": "2,2.5",
-    "dashdot": "7,2.5,2,2.5",
-    "longdash": "11,4",
-    "longdashdot": "10,2.5,2,2.5",
-}
-
-
-def swatch(style: theme.Style) -> str:
-    """The marker of a method in its colour, as an inline picture with no words of its own."""
-    return (
-        f'<svg class="swatch" viewBox="-6 -6 12 12" aria-hidden="true">'
-        f'<path fill="{style.color}" d="{_SHAPES[style.marker]}"/></svg>'
-    )
-
-
-_SHAPES = {
-    "circle": "M0,-5A5,5 0 1,1 0,5A5,5 0 1,1 0,-5Z",
-    "square": "M-4.5,-4.5H4.5V4.5H-4.5Z",
-    "diamond": "M0,-5.6L5.6,0L0,5.6L-5.6,0Z",
-    "triangle-up": "M0,-5L5.4,4.4H-5.4Z",
-    "x": "M-4,-5.4L0,-1.6L4,-5.4L5.4,-4L1.6,0L5.4,4L4,5.4L0,1.6L-4,5.4L-5.4,4L-1.6,0L-5.4,-4Z",
-    "star": "M0,-6L1.5,-2L5.7,-1.9L2.4,.8L3.5,4.9L0,2.5L-3.5,4.9L-2.4,.8L-5.7,-1.9L-1.5,-2Z",
-}
 
 
 def checkpoint_table(findings: Findings) -> str:
@@ -94,20 +56,25 @@ def checkpoint_table(findings: Findings) -> str:
         parts = [f'<th scope="row">{swatch(style)}{label}</th>']
         for i, (cell, column) in enumerate(zip(cells, columns, strict=True)):
             word = column.measure.best if column.measure and best[i] == number else ""
-            parts.append(_cell(cell, word))
+            parts.append(cell_html(cell, word))
         body.append(f"<tr>{''.join(parts)}</tr>")
-    heads = ['<th scope="col"><button type="button" class="sort">checkpoint</button></th>']
-    for column in columns:
-        hint = f' title="{escaped(column.hint)}"' if column.hint else ""
-        heads.append(
-            f'<th scope="col"{hint}><button type="button" class="sort">{column.head}</button></th>'
-        )
+    heads = [sort_head("checkpoint"), *(sort_head(c.head, hint=c.hint) for c in columns)]
+    return framed("Checkpoints", "table-checkpoints", heads, body, _checkpoint_note(body))
+
+
+def _checkpoint_note(body: Sequence[str]) -> str:
+    shown_rows = "".join(body)
     note = (
         "A head sorts by its column. <b>best</b> and <b>flattest</b> mark a column’s lowest value "
         "(for accuracies the highest); small type is the residual of an eigenvalue and the "
         "standard error of an estimate."
     )
-    return _scrolling("Checkpoints", "table-checkpoints", heads, body, note)
+    if "data ±" in shown_rows:
+        note += (
+            " “data ±” is the standard error from the probe data being a sample; its 95 % interval "
+            "shows under the pointer."
+        )
+    return note + bounds_note(shown_rows)
 
 
 def best_row(values: Sequence[float | str | None], measure: Measure | None) -> int | None:
@@ -138,7 +105,7 @@ def _columns(findings: Findings) -> list[Column]:
     if any(_pairs(c, "bottom") for c in checkpoints):
         columns.append(Column("λ<sub>min</sub>", _eigenvalue("bottom", -1), None, "± residual"))
     if any(c.get("trace") for c in checkpoints):
-        columns.append(_measured(measures.measure_of("trace")))
+        columns.append(_measured(measures.named(findings, "trace")))
     for name in measures.sharpness_names(findings):
         columns.append(_measured(measures.named(findings, name)))
     return columns
@@ -155,16 +122,22 @@ def _eigenvalue(end: str, i: int) -> Callable[[Mapping[str, Any]], Cell]:
         if i >= len(pairs):
             return Cell(digits.MISSING)
         pair = pairs[i]
-        notes = [f"± {digits.number(pair['residual'], 2)}"] if pair.get("residual") else []
-        if pair.get("sampling_error") is not None:
-            notes.append(f"data ± {digits.number(pair['sampling_error'], 2)}")
-        if not pair.get("converged", True):
-            notes.append("not converged")
-        elif not pair.get("confirmed", True):
-            notes.append("not confirmed")
-        return Cell(digits.number(pair["value"]), pair["value"], ", ".join(notes))
+        return number_cell(
+            pair["value"],
+            plus_minus(pair.get("residual")),
+            plus_minus(pair.get("sampling_error"), "data"),
+            _unsettled(pair),
+            bound=measures.bound_of_pair(pair),
+            title=interval_title(pair.get("sampling_interval"), "over the data"),
+        )
 
     return cell
+
+
+def _unsettled(pair: Mapping[str, Any]) -> str:
+    if not pair.get("converged", True):
+        return "not converged"
+    return "" if pair.get("confirmed", True) else "not confirmed"
 
 
 def _measured(measure: Measure) -> Column:
@@ -173,18 +146,19 @@ def _measured(measure: Measure) -> Column:
         if value is None:
             return Cell(digits.MISSING)
         if measure.percent:
-            return Cell(digits.share(value), value, f"± {digits.share(error)}" if error else "")
-        note = f"± {digits.number(error, 2)}" if error else ""
-        return Cell(digits.number(value), value, note)
+            notes = (f"± {digits.share(error)}",) if error else ()
+            return Cell(digits.share(value), value, notes)
+        over_data = sampling.of_measure(checkpoint, measure.name)
+        entry = (checkpoint.get("sharpness") or {}).get(measure.name) or {}
+        return number_cell(
+            value,
+            plus_minus(error),
+            plus_minus(over_data.error, "data"),
+            bound=measures.bound_of(entry),
+            title=over_data.title,
+        )
 
     return Column(symbol(measure.title), cell, measure)
-
-
-def _cell(cell: Cell, word: str) -> str:
-    sort = "" if cell.value is None else f' data-value="{escaped(cell.value)}"'
-    mark = f' <span class="best">{word}</span>' if word else ""
-    note = f'<span class="note">{escaped(cell.note)}</span>' if cell.note else ""
-    return f"<td{sort}{' class=is-best' if word else ''}>{cell.html}{mark}{note}</td>"
 
 
 # Methods over seeds.
@@ -193,37 +167,35 @@ def _cell(cell: Cell, word: str) -> str:
 def method_table(findings: Findings, comparison: Mapping[str, Any], *, name: str) -> str:
     """Rows are measures, columns are methods: mean and 95 % interval, paired difference below."""
     methods = comparison["methods"]
-    heads = ['<th scope="col">measure</th>']
-    heads += [f'<th scope="col">{head}</th>' for head in _method_heads(findings, comparison)]
+    heads = [head("measure"), *(head(h) for h in _method_heads(findings, comparison))]
     body = []
     for word in comparison["measures"]:
         measure = measures.named(findings, word)
-        cells = _method_cells(methods, word, measure)
+        cells = _method_cells(findings, methods, word, measure)
         if cells is not None:
-            head = f'<th scope="row">{symbol(measure.title)}</th>'
-            body.append(f"<tr>{head}{''.join(cells)}</tr>")
-    note = _method_note(comparison)
-    return _scrolling("Methods", name, heads, body, note, kind="methods")
+            body.append(f"<tr>{row_head(symbol(measure.title))}{''.join(cells)}</tr>")
+    note = _method_note(comparison) + bounds_note("".join(body))
+    return framed("Methods", name, heads, body, note, kind="methods")
 
 
 def method_rows(findings: Findings, comparison: Mapping[str, Any], *, name: str) -> str:
     """The same numbers for many methods: a row each, sortable by every measure."""
     methods = comparison["methods"]
-    heads, columns = [_sort_head("variant")], []
+    heads, columns = [sort_head("variant")], []
     for word in comparison["measures"]:
         measure = measures.named(findings, word)
-        cells = _method_cells(methods, word, measure)
+        cells = _method_cells(findings, methods, word, measure)
         if cells is not None:
-            heads.append(_sort_head(symbol(measure.title)))
+            heads.append(sort_head(symbol(measure.title)))
             columns.append(cells)
     body = [
-        f'<tr><th scope="row">{head}</th>{"".join(cells)}</tr>'
-        for head, *cells in zip(
+        f"<tr>{row_head(name_of_row)}{''.join(cells)}</tr>"
+        for name_of_row, *cells in zip(
             _method_heads(findings, comparison, brief=True), *columns, strict=True
         )
     ]
-    note = f"A head sorts by its column. {_method_note(comparison)}"
-    return _scrolling("Methods", name, heads, body, note, kind="sortable dense")
+    note = f"A head sorts by its column. {_method_note(comparison)}{bounds_note(''.join(body))}"
+    return framed("Methods", name, heads, body, note, kind="sortable dense")
 
 
 def _method_heads(
@@ -247,24 +219,35 @@ def _method_heads(
 
 
 def _method_cells(
-    methods: Sequence[Mapping[str, Any]], word: str, measure: Measure
+    findings: Findings, methods: Sequence[Mapping[str, Any]], word: str, measure: Measure
 ) -> list[str] | None:
     """One measure of every method; None where no method has it."""
     values = [(entry.get("values") or {}).get(word) or {} for entry in methods]
     if all(value.get("mean") is None for value in values):
         return None
     best = best_row([value.get("mean") for value in values], measure)
-    return [
-        _cell(
-            Cell(
-                mean_and_interval(value, measure),
-                value.get("mean"),
-                _difference((entry.get("paired") or {}).get(word), measure),
+    cells = []
+    for i, (entry, value) in enumerate(zip(methods, values, strict=True)):
+        own = [c for c in findings.checkpoints if theme.method_of(c) == str(entry["method"])]
+        bound = measures.common_bound(own, word)
+        cell = Cell(
+            mean_and_interval(value, replace(measure, bound=bound)),
+            value.get("mean"),
+            tuple(
+                filter(
+                    None,
+                    [_difference((entry.get("paired") or {}).get(word), measure), _missing(value)],
+                )
             ),
-            measure.best if i == best else "",
         )
-        for i, (entry, value) in enumerate(zip(methods, values, strict=True))
-    ]
+        cells.append(cell_html(cell, measure.best if i == best else ""))
+    return cells
+
+
+def _missing(summary: Mapping[str, Any]) -> str:
+    """That a mean is over fewer seeds than its method has."""
+    missing = summary.get("num_missing")
+    return f"without {digits.count(missing)} of its seeds" if missing else ""
 
 
 def _method_note(comparison: Mapping[str, Any]) -> str:
@@ -283,7 +266,8 @@ def mean_and_interval(summary: Mapping[str, Any], measure: Measure) -> str:
     if mean is None:
         return digits.MISSING
     ends = None if not interval else [factor * end for end in interval]
-    return digits.with_interval(factor * mean, ends) + (" %" if measure.percent else "")
+    text = digits.with_interval(factor * mean, ends) + (" %" if measure.percent else "")
+    return MARKS[measure.bound] + text
 
 
 def _difference(paired: Mapping[str, Any] | None, measure: Measure) -> str:
@@ -337,47 +321,6 @@ def _renamed(values: Mapping[str, Any], words: Mapping[str, str]) -> dict[str, A
 # Smaller tables.
 
 
-def layer_table(findings: Findings) -> str:
-    """One row a layer; lambda_max and trace of each checkpoint's block."""
-    having = [c for c in findings.checkpoints if c.get("layers")]
-    layers: dict[str, Mapping[str, Any]] = {}
-    for checkpoint in having:
-        for entry in checkpoint["layers"]:
-            layers.setdefault(str(entry["name"]), entry)
-    parts = [
-        (word, key, error)
-        for word, key, error in (
-            ("λ<sub>max</sub>", "lambda_max", None),
-            ("tr H", "trace", "trace_standard_error"),
-        )
-        if any(entry.get(key) is not None for c in having for entry in c["layers"])
-    ]
-    heads = [_sort_head("layer"), _sort_head("parameters"), _sort_head("norm")]
-    for word, _, _ in parts:
-        heads += [
-            _sort_head(f"{word}<span class=note>{shown(c.get('label') or c['id'], 20)}</span>")
-            for c in having
-        ]
-    rows = []
-    for name, first in layers.items():
-        size, norm = first.get("num_parameters"), first.get("norm")
-        cells = [
-            f'<th scope="row">{shown(name, 40)}</th>',
-            _cell(Cell(digits.count(size), size), ""),
-            _cell(Cell(digits.number(norm, 3), norm), ""),
-        ]
-        for _, key, error in parts:
-            for checkpoint in having:
-                same = [e for e in checkpoint["layers"] if str(e["name"]) == name]
-                block: Mapping[str, Any] = same[0] if same else {}
-                value = block.get(key)
-                spread = block.get(error) if error else None
-                note = f"± {digits.number(spread, 2)}" if spread else ""
-                cells.append(_cell(Cell(digits.number(value, 3), value, note), ""))
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    return _scrolling("Layers", "table-layers", heads, rows, "Norms are the first checkpoint’s.")
-
-
 def opinion_table(findings: Findings) -> str:
     """Our eigenvalues and trace beside the second opinion's, one row a quantity."""
     rows = []
@@ -406,47 +349,16 @@ def opinion_table(findings: Findings) -> str:
                 f"<td>{_relative(own, opinion['trace'])}</td></tr>"
             )
     source = next(c["second_opinion"] for c in findings.checkpoints if c.get("second_opinion"))
-    heads = [
-        f'<th scope="col">{head}</th>'
-        for head in (
-            "checkpoint",
-            "quantity",
-            "this toolkit",
-            shown(source.get("source") or "second opinion", 28),
-            "difference",
-        )
-    ]
-    return _scrolling("Second opinion", "table-opinion", heads, rows, "", kind="opinion")
+    theirs_head = shown(source.get("source") or "second opinion", 28)
+    words = ("checkpoint", "quantity", "this toolkit", theirs_head, "difference")
+    heads = [head(word) for word in words]
+    return framed("Second opinion", "table-opinion", heads, rows, "", kind="opinion")
 
 
 def _relative(own: float | None, other: float | None) -> str:
     if own is None or other is None or not own or not math.isfinite(own + other):
         return digits.MISSING
     return f"{digits.number(100 * (other - own) / abs(own), 2)} %"
-
-
-def _sort_head(html: str) -> str:
-    return f'<th scope="col"><button type="button" class="sort">{html}</button></th>'
-
-
-def _scrolling(
-    label: str,
-    name: str,
-    heads: Sequence[str],
-    rows: Sequence[str],
-    note: str,
-    *,
-    kind: str = "sortable",
-) -> str:
-    # The note stands outside: a caption would be as wide as the table and scroll away with it.
-    described = f' aria-describedby="{name}-note"' if note else ""
-    below = f'<p class="hint" id="{name}-note">{note}</p>' if note else ""
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}, wide table">'
-        f'<table class="data {kind}" id="{name}"{described}>'
-        f"<thead><tr>{''.join(heads)}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        f"{below}"
-    )
 
 
 def comparison_csv(findings: Findings) -> str:

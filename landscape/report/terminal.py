@@ -8,32 +8,38 @@ from typing import Any
 from landscape.comparing import scalars
 from landscape.findings import Findings
 
+from . import theme
 from .digits import number, with_error
+from .measures import bound_at, common_bound
 
 _MOST_NAME = 28
 _ACCURACIES = ("test_accuracy", "accuracy")
+_MARKS = {"lower": "≥ ", "upper": "≤ "}
 
 
 def terminal_table(findings: Findings) -> str:
     """One row a method with mean ± half of its 95 % interval; without seeds one a checkpoint.
 
     A single checkpoint's numbers carry their own errors: the residual of an eigenvalue, the
-    standard error of an estimate.
+    standard error of an estimate. A number that is but a bound has its mark before it.
     """
     comparison = findings.document.get("comparison") or {}
     methods = comparison.get("methods") or []
     if any(entry["num_seeds"] > 1 for entry in methods):
-        rows, note = _method_rows(comparison), "± half of the 95 % interval over seeds"
+        rows, note = _method_rows(findings, comparison), "± half of the 95 % interval over seeds"
     else:
         rows, note = _checkpoint_rows(findings), "± residual or standard error"
-    return "\n".join([*_aligned(rows), f"({note}; lower is flatter)"])
+    told = "".join(cell for row in rows for cell in row)
+    bounds = [f"{mark}{word} bound" for word, mark in _MARKS.items() if mark in told]
+    return "\n".join([*_aligned(rows), f"({'; '.join([note, *bounds, 'lower is flatter'])})"])
 
 
-def _method_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
+def _method_rows(findings: Findings, comparison: Mapping[str, Any]) -> list[list[str]]:
     names = _order(comparison["measures"])
     rows = [["method", "seeds", *map(_heading, names)]]
     for entry in comparison["methods"]:
         cells = []
+        own = [c for c in findings.checkpoints if theme.method_of(c) == str(entry["method"])]
         for name in names:
             value = entry["values"].get(name)
             if value is None:
@@ -42,8 +48,9 @@ def _method_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
             interval = value["interval"]
             half = None if interval is None else (interval[1] - interval[0]) / 2
             scale = 100.0 if name in (*_ACCURACIES, "gap") else 1.0
+            mark = _MARKS.get(common_bound(own, name), "")
             cells.append(
-                with_error(value["mean"] * scale, None if half is None else half * scale, 3)
+                mark + with_error(value["mean"] * scale, None if half is None else half * scale, 3)
             )
         rows.append([_cut(entry["method"]), str(entry["num_seeds"]), *cells])
     return rows
@@ -58,12 +65,13 @@ def _checkpoint_rows(findings: Findings) -> list[list[str]]:
         for name in names:
             scale = 100.0 if name in (*_ACCURACIES, "gap") else 1.0
             value, error = table.get(name), _own_error(checkpoint, name)
+            mark = _MARKS.get(bound_at(checkpoint, name) or "", "")
             cells.append(
                 "-"
                 if value is None
-                else with_error(value * scale, error, 3)
+                else mark + with_error(value * scale, error, 3)
                 if error
-                else number(value * scale, 4)
+                else mark + number(value * scale, 4)
             )
         rows.append([_cut(checkpoint["label"]), *cells])
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import unicodedata
+from functools import lru_cache
 
 # Letters stay; what moves, hides or reorders other letters goes: controls, bidi overrides and
 # zero-width characters (Cf), lone surrogates, private and unassigned code points.
@@ -13,8 +14,14 @@ _SPACES = frozenset({"Zs", "Zl", "Zp"})
 
 def clean(value: object) -> str:
     """The value as one line of visible characters."""
+    return _visible(str(value))
+
+
+@lru_cache(maxsize=4096)
+def _visible(text: str) -> str:
+    # A page says each name many times.
     characters = []
-    for character in str(value):
+    for character in text:
         category = unicodedata.category(character)
         if category in _SPACES or character in "\t\n\r\v\f":
             characters.append(" ")

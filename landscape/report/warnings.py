@@ -47,7 +47,12 @@ class GroupedWarning:
 def grouped_warnings(findings: Findings) -> list[GroupedWarning]:
     """The findings' warnings and their checkpoints', those alike but for numbers as one."""
     groups: dict[str, list[tuple[str, str]]] = {}
-    whole = [clean(warning) for warning in findings.document.get("warnings") or []]
+    document = findings.document
+    whole = [
+        clean(warning)
+        for part in (document, document.get("connection"), document.get("comparison"))
+        for warning in (part or {}).get("warnings") or []
+    ]
     for checkpoint in findings.checkpoints:
         for warning in _of(checkpoint):
             key = _NUMBER.sub("#", warning)

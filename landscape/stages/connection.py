@@ -109,6 +109,8 @@ def connect(
         )
         warnings.update(dict.fromkeys(barrier.warnings))
         arrays |= _arrays_of(identifier, barrier)
+        if steps:
+            arrays[f"path_{identifier}_line_loss"] = straight.loss.numpy().astype(np.float64)
     section = {
         "kind": plan.connect,
         "aligned": plan.align,

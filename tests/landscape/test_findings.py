@@ -284,6 +284,9 @@ def test_a_table_has_one_flat_row_a_checkpoint_with_equal_columns() -> None:
     assert rows[3]["lambda_min"] == checkpoint["eigenvalues"][-1]["value"] < 0
     assert rows[3]["trace_standard_error"] == checkpoint["trace"]["standard_error"]
     assert rows[3]["worst-case:rho=0.1"] == checkpoint["sharpness"]["worst-case:rho=0.1"]["value"]
+    assert rows[3]["worst-case:rho=0.1 kind"] == "lower bound"
+    assert rows[3]["lambda_1_sampling_error"] == checkpoint["eigenvalues"][0]["sampling_error"] > 0
+    assert rows[3]["trace_sampling_error"] == checkpoint["trace"]["sampling_error"]
     assert rows[3]["gap"] == pytest.approx(checkpoint["accuracy"] - checkpoint["test_accuracy"])
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from landscape.findings import load_findings
+from landscape.findings import Findings, load_findings
 from landscape.report import write_report
 from tests.landscape.report.sample import (
     HOSTILE,
@@ -95,12 +95,21 @@ ENTER, SPACE, RIGHT, DOWN, END = "\ue007", " ", "\ue014", "\ue015", "\ue010"
 BRIEF: dict[str, Any] = {"methods": ("erm", "sam", "ae-sam", "asam"), "seeds": 1, "surface": 9}
 
 
+def brief_findings() -> Findings:
+    findings = probe_findings(**BRIEF)
+    findings.document["connection"] = None
+    for checkpoint in findings.checkpoints:
+        checkpoint.update(layers=None, dynamics=None, eigenvalue_map=None)
+    kept = {n: a for n, a in findings.arrays.items() if not n.startswith(("map_", "path_"))}
+    return Findings(findings.document, kept)
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     small = {"methods": ("erm", "sam"), "seeds": 2, "surface": 9}
     return {
-        "brief": write_report(probe_findings(**BRIEF), folder / "brief.html"),
+        "brief": write_report(brief_findings(), folder / "brief.html"),
         "tame": write_report(full_findings(**small), folder / "tame.html"),
         "hostile": write_report(
             full_findings(**small, names={"erm": HOSTILE}), folder / "hostile.html"
@@ -145,7 +154,7 @@ def test_every_figure_has_data_and_is_drawn(tame: Any) -> None:
         assert all(trace["points"] > 0 for trace in plot["traces"]), plot["id"]
         assert plot["drawn"] > 0 or plot["canvas"], plot["id"]
     kinds = {trace["type"] for plot in found for trace in plot["traces"]}
-    assert kinds == {"scatter", "contour", "surface"}
+    assert kinds == {"scatter", "contour", "heatmap", "surface"}
 
 
 def test_the_three_dimensional_cells_are_drawn_by_webgl(tame: Any) -> None:
@@ -301,6 +310,50 @@ def test_the_crosshair_moves_from_the_keyboard_and_its_row_is_the_surfaces_row(
     assert shapes == [0, 1]
 
 
+def test_a_trajectory_follows_the_colour_scale_of_its_contour(
+    browser: Any, pages: dict[str, Path]
+) -> None:
+    show(browser, pages["brief"])
+    ends = """return ['contour-c1', 'trajectory-c1'].map(
+      (name) => document.getElementById(`plot-${name}`)._fullData[0].zmax)"""
+    before = browser.execute_script(ends)
+    assert before[0] == before[1]
+    press(browser, "input[name=contour-shared]:checked", RIGHT)
+    wait(browser, f"const e = (() => {{ {ends} }})(); return e[0] < {before[0]} && e[0] === e[1]")
+    shapes = "return document.getElementById('plot-trajectory-c1')._fullLayout.shapes.length"
+    assert browser.execute_script(shapes) == 0  # the crosshair belongs to the contours
+
+
+def test_the_first_column_stays_in_view_while_a_wide_table_scrolls(
+    browser: Any, tmp_path: Path
+) -> None:
+    show(browser, write_report(crowded_findings(), tmp_path / "wide.html"))
+    facts = """const table = document.getElementById('table-variants');
+      const frame = table.closest('.scroll');
+      const head = table.tBodies[0].rows[3].cells[0].getBoundingClientRect();
+      return [frame.scrollLeft, head.left - frame.getBoundingClientRect().left,
+        getComputedStyle(table.tBodies[0].rows[3].cells[0]).boxShadow !== 'none']"""
+    left, place, raised = browser.execute_script(facts)
+    assert (left, raised) == (0, False)
+    browser.execute_script(
+        "document.getElementById('table-variants').closest('.scroll').scrollLeft = 120"
+    )
+    wait(browser, f"return (() => {{ {facts} }})()[2]")
+    moved = browser.execute_script(facts)
+    assert moved[0] == 120
+    assert moved[1] == pytest.approx(place, abs=1)
+
+
+def test_the_crosshair_starts_at_the_origin_of_a_window_that_is_not_centred(
+    browser: Any, tmp_path: Path
+) -> None:
+    findings = probe_findings(**{**BRIEF, "methods": ("erm",)})
+    findings.arrays["surface_c0_x"] = findings.arrays["surface_c0_x"] + 0.75
+    show(browser, write_report(findings, tmp_path / "aside.html"))
+    values = "return ['x', 'y'].map((a) => document.getElementById(`cross-${a}-value`).textContent)"
+    assert browser.execute_script(values) == ["0.00", "0.00"]
+
+
 def test_downloads_from_the_keyboard_give_back_the_findings(
     browser: Any, pages: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -317,7 +370,7 @@ def test_downloads_from_the_keyboard_give_back_the_findings(
         assert time.monotonic() < end, sorted(path.name for path in tmp_path.iterdir())
         time.sleep(0.1)
     loaded = load_findings(tmp_path)
-    original = probe_findings(**BRIEF)
+    original = brief_findings()
     assert loaded.document["checkpoints"] == original.document["checkpoints"]
     assert (tmp_path / "checkpoints.csv").read_text("utf-8-sig").startswith("id,label,method")
     assert (tmp_path / "spectrum.svg").read_text().startswith("<svg")

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import pytest
 
 from landscape.findings import Findings
-from landscape.report import available, curves, figures, planes, theme
+from landscape.report import available, curves, figures, layers, planes, theme
 from tests.landscape.report.sample import (
     HOSTILE,
     crowded_findings,
@@ -78,7 +78,7 @@ def test_24_points_that_are_not_finite_stay_empty_and_out_of_the_colour_scale() 
         assert trace["z"][4][4] is None
         assert trace["z"][1][1] is not None
     assert trace["zmax"] == pytest.approx(math.log10(2), rel=1e-5)
-    assert planes.color_view(findings, "c0", scale="linear", shared=True)["high"] == 2.0
+    assert planes.color_view(findings, "c0", scale="linear", shared=True).high == 2.0
 
 
 def test_a_surface_without_a_finite_point_is_not_drawn() -> None:
@@ -102,7 +102,8 @@ def test_contours_share_one_colour_scale_unless_each_has_its_own() -> None:
 def test_a_logarithmic_colour_scale_is_labelled_in_losses() -> None:
     findings = probe_findings(seeds=1)
     view = planes.color_view(findings, "c0", scale="log", shared=True)
-    for tick, label in zip(view["ticks"], view["labels"], strict=True):
+    for tick, label in zip(view.ticks, view.labels, strict=True):
+        assert tick is not None
         assert float(label) == pytest.approx(10**tick, rel=1e-6)
 
 
@@ -138,7 +139,7 @@ def test_each_method_stands_once_in_a_legend_whatever_its_seeds() -> None:
     drawn = full_findings()
     for figure in (
         planes.slices(drawn),
-        figures.layers(drawn),
+        layers.figure(drawn),
         figures.generalisation(drawn, "trace"),
     ):
         legend = [trace["name"] for trace in figure["data"] if trace.get("showlegend", True)]
@@ -164,9 +165,9 @@ def test_the_density_has_its_band_and_ends_below_one_eigenvalues_share() -> None
 def test_all_ritz_values_and_all_eigenvalues_are_drawn_with_their_residuals() -> None:
     findings = probe_findings()
     rows = [trace for trace in figures.spectrum(findings)["data"] if trace.get("yaxis") == "y2"]
-    ticks = [trace for trace in rows if trace["marker"]["symbol"] == "line-ns"]
+    ticks = [t for t in rows if t.get("marker", {}).get("symbol") == "line-ns"]
     assert [len(trace["x"]) for trace in ticks] == [150, 150, 150]
-    markers = [trace for trace in rows if trace not in ticks]
+    markers = [trace for trace in rows if trace["mode"] == "markers" and trace not in ticks]
     assert len(markers) == 9
     pairs = findings.checkpoints[4]["eigenvalues"]
     assert markers[4]["x"] == pytest.approx([pair["value"] for pair in pairs], rel=1e-5)
@@ -252,6 +253,34 @@ def test_curvature_that_was_measured_once_is_no_curve() -> None:
             line.pop("lambda_max", None)
     assert "curvature" not in curves.drawable(findings)
     assert "curvature" in curves.drawable(training_findings(epochs=6))
+
+
+def test_logarithmic_axes_name_the_numbers_of_their_ticks() -> None:
+    findings = full_findings()
+    axes = [
+        axis
+        for figure in figures.specifications(findings).values()
+        for name, axis in figure["layout"].items()
+        if "axis" in name and axis.get("type") == "log"
+    ]
+    assert len(axes) >= 4
+    for axis in axes:
+        assert len(axis["tickvals"]) == len(axis["ticktext"]) >= 2
+        assert "dtick" not in axis
+
+
+def test_few_epochs_have_whole_ticks_and_a_share_its_whole_range() -> None:
+    layout = curves.training(training_findings(epochs=4), "share")["layout"]
+    assert layout["xaxis"]["dtick"] == 1
+    assert layout["yaxis"]["range"] == [-4, 104]
+    assert "dtick" not in curves.training(training_findings(epochs=30), "loss")["layout"]["xaxis"]
+
+
+def test_an_axis_of_bounds_carries_their_mark() -> None:
+    findings = probe_findings(surface=5)
+    worst = figures.comparison(findings, "worst-case:rho=0.1")["layout"]["xaxis"]["title"]["text"]
+    assert worst == "worst case, ρ = 0.1 (≥)"
+    assert "(≥)" not in figures.comparison(findings, "sam")["layout"]["xaxis"]["title"]["text"]
 
 
 def test_one_epoch_is_drawn_as_points() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from landscape.findings import Findings, load_findings
-from landscape.report import render_report, write_report
+from landscape.report import figures, render_report, write_report
 from landscape.report.page import POLICY
 from tests.landscape.report.sample import (
     HOSTILE,
@@ -145,9 +145,13 @@ def test_sections_come_in_order_and_only_with_data(full: Elements) -> None:
     assert sections == [
         "comparison",
         "spectrum",
+        "dynamics",
         "slices",
         "contours",
+        "trajectory",
+        "maps",
         "surfaces",
+        "paths",
         "training",
         "generalisation",
         "layers",
@@ -170,6 +174,36 @@ def test_a_single_checkpoint_makes_a_page_without_comparing_it_to_itself() -> No
     assert "flattest" not in re.sub("flattest mark", "", page.text)
     assert "table-methods" not in page.ids()
     assert "generalisation" not in [a["id"] for a in page.tags("section")]
+
+
+def test_every_figure_has_a_table_or_a_sentence_beside_it(full: Elements) -> None:
+    sections = {a["id"] for a in full.tags("section")}
+    tables = {a["id"] for a in full.tags("table")}
+    beside = {
+        "dynamics": "table-dynamics",
+        "contours": "table-topology",
+        "trajectory": "table-distances",
+        "maps": "table-maps",
+        "paths": "table-barriers",
+        "generalisation": "table-correlations",
+        "layers": "table-layers",
+        "data": "table-costs",
+    }
+    assert set(beside) <= sections
+    assert set(beside.values()) <= tables
+
+
+def test_paths_with_trained_curves_make_a_page() -> None:
+    page = Elements(render_report(probe_findings(seeds=1, surface=5, connect="bezier")))
+    assert "3 trained curves, 25 points each, 200 steps of training a curve" in page.text
+    assert "straight line ≥" in page.text
+
+
+def test_a_switching_signal_that_is_known_once_is_a_sentence_and_no_figure() -> None:
+    page = Elements(render_report(training_findings(epochs=1)))
+    assert not any(name.startswith("plot-signal") for name in page.ids())
+    assert "The switching signal of ae-sam is known once a run" in page.text
+    assert "plot-signal-0" in Elements(render_report(training_findings(epochs=2))).ids()
 
 
 def test_the_embedded_files_are_the_findings(tmp_path: Path, full: Elements) -> None:
@@ -215,9 +249,20 @@ def test_44_no_string_of_the_document_can_be_markup() -> None:
     findings = full_findings()
     wild = Findings(everywhere_hostile(findings.document), findings.arrays)
     wild.document["settings"] = {HOSTILE: HOSTILE}
+    wild.document["training"]["papers"] = {HOSTILE: HOSTILE}
+    wild.document["connection"]["warnings"] = [HOSTILE]
+    wild.document["comparison"]["warnings"] = [HOSTILE]
     for checkpoint in wild.document["checkpoints"]:
         checkpoint["sharpness"] = {HOSTILE: next(iter(checkpoint["sharpness"].values()))}
+        checkpoint["costs"] = {HOSTILE: {"products": 1}}
+        checkpoint["dynamics"]["skipped"] = {HOSTILE: HOSTILE}
+        checkpoint["sampling_skipped"] = HOSTILE
+        if checkpoint["surface"]:
+            checkpoint["surface"]["points"] = [{"label": HOSTILE, "x": 0.1, "y": 0.2}]
     page = render_report(wild)
+    for name, figure in figures.specifications(wild).items():
+        assert "<img" not in str(figure), name
+        assert "</script" not in str(figure), name
     elements = Elements(page)
     assert not any(name.startswith("on") for _, found in elements.found for name in found)
     assert all((a["src"] or "").startswith("data:") for a in elements.tags("img"))

@@ -10,13 +10,17 @@ import matplotlib as mpl
 import pytest
 
 from landscape.findings import Findings
-from landscape.report import static, write_figures
-from landscape.report.static import WIDTHS, static_figures, surface_png
+from landscape.report import static, static_planes, write_figures
+from landscape.report.drawing import plain_number
+from landscape.report.static import WIDTHS, static_figures
+from landscape.report.static_drawing import paper_style
+from landscape.report.static_planes import surface_png
 from tests.landscape.report.sample import (
     HOSTILE,
     crowded_findings,
     full_findings,
     probe_findings,
+    training_findings,
 )
 
 
@@ -32,6 +36,7 @@ def test_every_figure_comes_as_pdf_and_png_at_both_widths(written: list[Path]) -
     figures = static_figures(full_findings(surface=5))
     assert names == {f"{f}-{w:g}in.{k}" for f in figures for w in WIDTHS for k in ("pdf", "png")}
     assert {"comparison", "spectrum", "slices", "contours", "surfaces", "training"} <= set(figures)
+    assert {"paths", "eigenvalue-maps", "trajectories"} <= set(figures)
 
 
 @pytest.mark.slow
@@ -69,6 +74,48 @@ def test_equal_findings_give_equal_pictures(tmp_path: Path) -> None:
     assert len(left) == 4 * len(static_figures(probe_findings(methods=("sam",), seeds=1)))
     for a, b in zip(left, right, strict=True):
         assert a.read_bytes() == b.read_bytes(), a.name
+
+
+def test_a_logarithmic_axis_on_paper_names_its_ticks() -> None:
+    with paper_style():
+        axes = static.training(training_findings(epochs=4), 6.8).axes[0]
+        axes.figure.draw_without_rendering()
+    assert axes.get_yscale() == "log"
+    labels = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert labels == [plain_number(value) for value in axes.get_yticks()]
+    assert len(labels) >= 3
+
+
+def test_paths_on_paper_mark_the_barrier_of_each_pair() -> None:
+    findings = probe_findings(seeds=1, surface=5)
+    with paper_style():
+        axes = static.paths(findings, 6.8).axes[0]
+    pairs = findings.document["connection"]["pairs"]
+    named = [line for line in axes.lines if not line.get_label().startswith("_")]
+    for pair, line in zip(pairs, named, strict=True):
+        (at,) = line.get_markevery()
+        assert line.get_xdata()[at] == pytest.approx(pair["where"])
+        assert line.get_ydata().tolist() == findings.arrays[f"path_{pair['id']}_loss"].tolist()
+
+
+def test_a_trajectory_on_paper_runs_through_its_checkpoints() -> None:
+    findings = probe_findings(methods=("sam",), seeds=1, surface=5)
+    with paper_style():
+        axes = static_planes.trajectories(findings, 3.3).axes[0]
+    points = findings.arrays["trajectory_c0_coordinates"]
+    assert axes.lines[0].get_xdata().tolist() == points[:, 0].tolist()
+    assert axes.lines[0].get_ydata().tolist() == points[:, 1].tolist()
+    assert {"1", "last"} <= {text.get_text() for text in axes.texts}
+
+
+def test_eigenvalue_maps_on_paper_are_a_row_a_quantity() -> None:
+    findings = probe_findings(seeds=1, surface=5)
+    with paper_style():
+        figure = static_planes.eigenvalue_maps(findings, 6.8)
+    assert len(figure.axes) == 2 * 3 + 2  # and a colour bar each
+    drawn = figure.axes[0].collections[0].get_array()
+    assert drawn is not None
+    assert bool(drawn.mask.flat[0])  # not finite there
 
 
 def test_drawing_leaves_matplotlibs_settings_alone(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import re
 
 import pytest
 
-from landscape.report import captions, tables
-from landscape.report.measures import flatness_measures, measure_of, named
+from landscape.report import captions, layers, tables
+from landscape.report.measures import common_bound, flatness_measures, measure_of, named
 from landscape.report.methods import REFERENCES, methods_html, methods_of
 from landscape.sharpness import METRICS
 from tests.landscape.report.sample import (
@@ -105,9 +105,9 @@ def test_the_second_opinion_stands_beside_ours_with_its_difference() -> None:
 
 
 def test_layers_have_a_row_each_and_a_column_a_checkpoint() -> None:
-    html = tables.layer_table(probe_findings(seeds=1))
+    html = layers.table(probe_findings(seeds=1))
     assert html.count("<tr>") == 1 + 3
-    assert html.count('<th scope="col">') == 3 + 2 * 3
+    assert html.count('<th scope="col">') == 3 + 3 * 3
 
 
 @pytest.mark.parametrize(
@@ -162,18 +162,31 @@ def test_methods_are_written_from_what_was_run() -> None:
 
 def test_methods_of_a_training_speak_of_no_hessian() -> None:
     titles = [method.title for method in methods_of(training_findings())]
-    assert titles == ["Training", "Edge of stability", "Switching signal", "Comparison"]
+    assert titles == [
+        "Training",
+        "Rules trained",
+        "Edge of stability",
+        "Switching signal",
+        "Comparison",
+    ]
 
 
 def test_every_reference_is_cited_from_somewhere_and_every_citation_resolves() -> None:
-    findings = full_findings()
-    for name in METRICS:
-        findings.checkpoints[0]["sharpness"].setdefault(name, {"value": 1.0, "kind": "estimate"})
-    html = methods_html(findings)
-    cited = {int(n) for n in re.findall(r'href="#reference-(\d+)"', html)}
-    listed = {int(n) for n in re.findall(r'id="reference-(\d+)"', html)}
-    assert cited == listed
-    assert len(listed) == len(REFERENCES)
+    used: set[str] = set()
+    for matrix, way in (("ggn", "hutchpp"), ("fisher", "xtrace"), ("mc-fisher", "hutchinson")):
+        findings = full_findings(connect="bezier")
+        findings.document["settings"]["matrix"] = matrix
+        for name in METRICS:
+            measured = {"value": 1.0, "kind": "estimate"}
+            findings.checkpoints[0]["sharpness"].setdefault(name, measured)
+        for checkpoint in findings.checkpoints:
+            checkpoint["trace"]["method"] = way
+        html = methods_html(findings)
+        cited = {int(n) for n in re.findall(r'href="#reference-(\d+)"', html)}
+        listed = {int(n) for n in re.findall(r'id="reference-(\d+)"', html)}
+        assert cited == listed
+        used |= {source for method in methods_of(findings) for source in method.sources}
+    assert used == set(REFERENCES)
 
 
 def test_keys_that_were_missing_when_loading_become_a_warning() -> None:
@@ -229,6 +242,147 @@ def test_a_measure_of_the_spectrum_has_its_column_where_no_eigenpairs_show_it() 
     flatness = [measure.name for measure in flatness_measures(findings)]
     assert flatness.count("lambda-max") == 1
     assert "lambda-min" not in flatness
+
+
+def test_bounds_are_marked_in_every_table_and_explained_below_it() -> None:
+    findings = probe_findings()
+    lower = findings.checkpoints[0]["sharpness"]["worst-case:rho=0.1"]["value"]
+    html = tables.checkpoint_table(findings)
+    assert re.search(rf'data-value="{lower}">≥\u00a0', html)
+    assert html.count("≥\u00a0") == 9 + 9  # the worst case and the unconfirmed third eigenvalue
+    assert "<b>≥</b> is a lower bound" in html
+    assert "<b>≤</b>" not in html
+    methods = tables.method_table(findings, findings.document["comparison"], name="t")
+    (row,) = (r for r in methods.split("<tr>") if "worst case" in r)
+    assert row.count("≥\u00a0") == 3
+    assert "The difference of two bounds is no bound." in methods
+    verdict = captions.verdict(findings, findings.document["comparison"])
+    assert "worst case" not in verdict or "≥" in verdict
+    assert named(findings, "worst-case:rho=0.1").bound == "lower"
+
+
+def test_an_upper_bound_is_marked_as_one() -> None:
+    findings = probe_findings(methods=("sam",), seeds=1)
+    findings.checkpoints[0]["sharpness"]["average-case"]["kind"] = "upper bound"
+    html = tables.checkpoint_table(findings)
+    assert html.count("≤\u00a0") == 1
+    assert "<b>≤</b> is an upper bound" in html
+
+
+@pytest.mark.parametrize(
+    ("kinds", "bound"),
+    [
+        (("lower bound", "lower bound"), "lower"),
+        (("lower bound", "estimate"), "lower"),
+        (("lower bound", "upper bound"), ""),
+        (("exact", "estimate"), ""),
+        ((None, None), "lower"),
+    ],
+)
+def test_a_mean_is_a_bound_where_some_of_its_values_are(
+    kinds: tuple[str | None, ...], bound: str
+) -> None:
+    checkpoints = [{"sharpness": {"worst-case": {"value": 1.0, "kind": kind}}} for kind in kinds]
+    assert common_bound(checkpoints, "worst-case") == bound
+
+
+def test_the_mean_of_eigenvalues_of_which_one_is_not_confirmed_is_a_lower_bound() -> None:
+    findings = probe_findings()
+    assert common_bound(findings.checkpoints, "lambda-max") == ""
+    findings.checkpoints[4]["eigenvalues"][0]["confirmed"] = False
+    assert common_bound(findings.checkpoints, "lambda-max") == "lower"
+    findings.checkpoints[4]["eigenvalues"][3]["converged"] = False
+    assert common_bound(findings.checkpoints, "lambda-min") == "upper"
+
+
+def test_a_mean_over_fewer_seeds_than_its_method_has_says_so() -> None:
+    findings = probe_findings()
+    findings.document["comparison"]["methods"][1]["values"]["trace"]["num_missing"] = 1
+    html = tables.method_table(findings, findings.document["comparison"], name="t")
+    assert html.count("without 1 of its seeds") == 1
+
+
+def test_the_trace_is_called_after_the_matrix_that_was_measured() -> None:
+    findings = probe_findings(seeds=1)
+    for matrix, letter in (("hessian", "H"), ("ggn", "G"), ("remainder", "R"), ("mc-fisher", "F")):
+        findings.document["settings"]["matrix"] = matrix
+        assert f"tr {letter}" in tables.checkpoint_table(findings)
+        html = methods_html(findings)
+        assert f"tr {letter} ≈" in html
+    assert "Monte-Carlo Fisher matrix" in html
+    assert captions.matrix(findings) == "Monte-Carlo Fisher matrix"
+
+
+@pytest.mark.parametrize(
+    ("way", "words", "source"),
+    [
+        ("hutchinson", "Rademacher probes", "hutchinson1990"),
+        ("hutchpp", "Hutch++", "meyer2021"),
+        ("xtrace", "XTrace", "epperly2024"),
+        (None, "Rademacher probes", "hutchinson1990"),
+    ],
+)
+def test_the_method_of_the_trace_is_the_one_that_was_run(
+    way: str | None, words: str, source: str
+) -> None:
+    findings = probe_findings(seeds=1)
+    for checkpoint in findings.checkpoints:
+        checkpoint["trace"]["method"] = way
+    (method,) = (m for m in methods_of(findings) if m.title == "Trace")
+    assert words in method.text
+    assert method.sources == (source,)
+
+
+def test_the_papers_of_the_rules_trained_are_cited_once() -> None:
+    findings = training_findings(epochs=2)
+    papers = findings.document["training"]["papers"]
+    papers.update({"sam-2": papers["sam"], "new": "Nobody et al. 2031, arXiv 3101.00001"})
+    (method,) = (m for m in methods_of(findings) if m.title == "Rules trained")
+    assert "sam, sam-2 after Foret et al. 2021, arXiv 2010.01412" in method.text
+    # Foret 2021 and Jiang 2023 are references already; who is not is listed as given.
+    assert method.sources == ("foret2021", "jiang2023", papers["new"])
+    assert "<li id=" in methods_html(findings)
+    assert "Nobody et al. 2031, arXiv 3101.00001</li>" in methods_html(findings)
+    papers["sam"] = "Foret et al. 2021, arXiv 9999.99999"  # of another number: another paper
+    (method,) = (m for m in methods_of(findings) if m.title == "Rules trained")
+    assert papers["sam"] in method.sources
+
+
+def test_what_the_running_training_loss_is_stands_with_it_and_in_the_methods() -> None:
+    findings = training_findings(epochs=3)
+    assert "on all training data" in captions.training(findings, "loss")
+    assert "last weights" in measure_of("train_loss").title
+    assert captions.TRAINING_TITLES["loss"] == "Training loss, running mean of each epoch"
+
+
+def test_the_edge_and_the_signal_are_explained_only_where_they_are_drawn() -> None:
+    titles = {method.title for method in methods_of(training_findings(epochs=1))}
+    assert "Edge of stability" not in titles  # one point of lambda_max is no curve
+    assert "Switching signal" not in titles
+
+
+def test_a_second_opinion_with_nothing_to_compare_does_not_disagree() -> None:
+    findings = probe_findings(seeds=1)
+    findings.checkpoints[0]["second_opinion"]["agrees"] = None
+    assert "erm seed 0 had nothing to compare" in captions.opinions(findings)
+
+
+def test_a_density_of_few_runs_claims_no_band() -> None:
+    findings = probe_findings(seeds=1, surface=5)
+    assert "with its 95 % band" in captions.spectrum(findings)
+    assert "The band is the 95 % t interval" in methods_html(findings)
+    for name in [name for name in findings.arrays if name.endswith(("_lower", "_upper"))]:
+        del findings.arrays[name]
+    assert "too few for a band" in captions.spectrum(findings)
+    assert "The band is" not in methods_html(findings)
+
+
+@pytest.mark.parametrize("kind", ["pca", "checkpoints"])
+def test_a_plane_through_points_of_its_own_does_not_claim_shared_axes(kind: str) -> None:
+    findings = probe_findings(seeds=1, surface=5)
+    assert "all share axes" in methods_html(findings)
+    findings.document["settings"]["directions"] = kind
+    assert "all share axes" not in methods_html(findings)
 
 
 def test_a_share_has_its_error_in_per_cent_too() -> None:

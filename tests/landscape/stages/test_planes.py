@@ -277,7 +277,11 @@ def test_a_path_between_minima_of_a_convex_loss_has_no_barrier():
 
 def test_a_trained_path_is_lower_than_the_straight_one():
     subjects = [subject(trained(seed, steps=300), label=f"net {seed}") for seed in (0, 1)]
-    pair = connect(subjects, plan_of(connect="bezier")).section["pairs"][0]
+    found = connect(subjects, plan_of(connect="bezier"))
+    pair = found.section["pairs"][0]
+    line = found.arrays["path_p0_line_loss"]
+    chord = np.linspace(line[0], line[-1], len(line))
+    assert (line - chord).max() == pytest.approx(pair["line_height"])
     assert pair["line_height"] > 0.05
     assert pair["height"] < 0.5 * pair["line_height"]
     assert pair["length"] > pair["distance"]
