@@ -9,6 +9,7 @@ from typing import Any
 from .sharpness import MetricSpec, parse
 
 MATRICES = ("hessian", "ggn", "remainder", "fisher", "mc-fisher")
+SEMIDEFINITE = ("ggn", "fisher", "mc-fisher")  # their bottom end is a crowd at zero
 TRACE_METHODS = ("hutchinson", "hutchpp", "xtrace")
 CONNECTIONS = ("line", "bezier")
 # What is measured unless told otherwise: at one radius and cheap; the others go by name.
@@ -132,6 +133,11 @@ class ProbePlan:
             )
         if self.across_kinks and not self.approximate:
             raise ValueError("across_kinks is said of central differences: set approximate too")
+        if self.trace_method != "hutchinson" and 0 < self.trace_probes < 4:
+            raise ValueError(
+                f"trace_method {self.trace_method} needs 0 or at least 4 trace_probes, "
+                f"got {self.trace_probes}"
+            )
         if self.align and self.connect is None:
             raise ValueError("align belongs to connect: give connect line or bezier")
         _ = self.specs

@@ -129,7 +129,9 @@ class _QuadraticModel:
         if pairs is not None:
             self.values = pairs.values.to(gradient.device, torch.float64)
             # E (v'd)^2 = scale^2 ||v||^2: with the true length, rounding leaves no bias either.
-            self.means = scale**2 * (pairs.vectors.double() ** 2).sum(0)
+            # A column at a time: in float64 all of them would be twice the eigenvectors' memory.
+            lengths = [torch.linalg.vector_norm(v, dtype=torch.float64) for v in pairs.vectors.T]
+            self.means = scale**2 * torch.stack(lengths) ** 2
 
     def rise_above_mean(self, noise: Tensor) -> float:
         slope = float(self.gradient.dot(noise.double()))

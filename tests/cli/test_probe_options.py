@@ -203,8 +203,21 @@ def test_a_partial_result_of_another_question_is_not_gone_on_from(runs, tmp_path
         (["--trace-method", "hutch"], "hutchinson"),
         (["--connect", "curve"], "line"),
         (["--eigenvalue-map", "1"], "0 or at least 2"),
+        (["--trace-method", "xtrace", "--trace-probes", "3"], "at least 4 trace_probes"),
     ],
 )
 def test_words_that_do_not_fit_are_a_usage_error(arguments, message, capsys):
     assert main(["net.pt", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_bottom_of_a_semidefinite_matrix_is_looked_at_only_if_asked():
+    from cli.arguments import read_arguments
+    from cli.probe import ARGUMENTS, plan_of
+
+    def ends(*words):
+        return plan_of(read_arguments(ARGUMENTS, list(words), prog="p", description="")).ends
+
+    assert ends("net.pt") == ends("net.pt", "--matrix", "remainder") == "both"
+    assert ends("net.pt", "--matrix", "ggn") == ends("net.pt", "--matrix", "fisher") == "top"
+    assert ends("net.pt", "--matrix", "ggn", "--ends", "both") == "both"
