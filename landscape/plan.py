@@ -138,6 +138,8 @@ class ProbePlan:
                 f"trace_method {self.trace_method} needs 0 or at least 4 trace_probes, "
                 f"got {self.trace_probes}"
             )
+        if self.range is not None and self.directions in ("pca", "checkpoints"):
+            raise ValueError(f"directions {self.directions} show their own points: leave range out")
         if self.align and self.connect is None:
             raise ValueError("align belongs to connect: give connect line or bezier")
         _ = self.specs

@@ -19,13 +19,14 @@ from .estimate import Cost
 from .findings import Findings
 from .plan import ProbePlan
 from .stages import planes
-from .stages.connection import Paths, connect
+from .stages.connection import Paths, check_connectable, connect
 from .stages.dynamics import measure_dynamics
 from .stages.layers import measure_layers
 from .stages.loss import measure_loss
 from .stages.record import Progress, Record, Subject, plain
 from .stages.sharpness import ask_second_opinion, measure_sharpness
 from .stages.spectrum import measure_spectrum
+from .surface import require_same_loss
 
 __all__ = [
     "BudgetSpent",
@@ -94,12 +95,14 @@ def probe_all(
     if plan.directions == "checkpoints":
         subjects = _with_landmarks(subjects)
     whole = measured_whole([subject.method for subject in subjects], plan)
+    if plan.connect is not None:
+        check_connectable(subjects, plan)
     session = Session(dict(enumerate(subjects)), plan, whole, progress=progress, command=command)
     session.measure_around(session.measure_at_weights())
     complete, connection = session.complete, None
     if plan.connect is not None and complete:
         try:
-            connection = connect(list(subjects), plan, progress=progress)
+            connection = connect(subjects, plan, progress=progress)
         except BudgetSpent:
             complete = False
     return assemble(
@@ -204,9 +207,10 @@ class Session:
     def _measure_point(self, position: int, subject: Subject) -> None:
         record = Record.of(f"c{position}", subject, self.plan, self._progress)
         self._records[position] = record
+        planes.evaluated(record)  # refused at once where it cannot be
         earlier = self._earlier.get(position)
         if earlier is not None and earlier.entry.get("at_weights"):
-            _take_over(record, earlier)
+            self._take_over(record, earlier)
             return
         measure_loss(record)
         whole = position in self._whole
@@ -220,6 +224,32 @@ class Session:
             ask_second_opinion(record)
         record.entry["at_weights"] = True
 
+    def _take_over(self, record: Record, earlier: Measured) -> None:
+        """Goes on from what an interrupted session measured of a subject; ValueError if of another.
+
+        Weights, data, precision and versions must be the same, and the loss the same number.
+        """
+        now, then = self._provenance(record), earlier.entry["provenance"]
+        for name in ("checkpoint_sha256", "data_sha256", "num_terms", "dtype", "versions"):
+            if now[name] != then[name]:
+                raise ValueError(
+                    f"the earlier result has {name} {then[name]}, now it is {now[name]}: measure "
+                    "anew (--overwrite)"
+                )
+        loss = record.objective.value(record.theta)
+        require_same_loss(
+            earlier.entry["loss"], loss, "in this session", dtype=record.objective.dtype
+        )
+        record.entry.update(earlier.entry)
+        record.arrays.update(earlier.arrays)
+        record.warnings += earlier.entry["warnings"]
+        record.costs.update(
+            {stage: Cost(**cost) for stage, cost in earlier.entry.get("costs", {}).items()}
+        )
+        for part in ("line", "surface", "eigenvalue_map", "trajectory"):
+            if record.entry.get(part) is None:
+                record.entry.pop(part, None)
+
     @contextmanager
     def _until_the_budget_is_spent(self) -> Iterator[None]:
         try:
@@ -229,7 +259,7 @@ class Session:
 
     def _finished(self, record: Record) -> dict[str, Any]:
         """The checkpoint's entry of the findings document."""
-        subject, objective, cost = record.subject, record.objective, record.cost
+        subject = record.subject
         checkpoint = dict(subject.checkpoint)
         return {
             "id": record.identifier,
@@ -248,23 +278,27 @@ class Session:
             "load_report": checkpoint.get("load_report"),
             "warnings": list(dict.fromkeys(record.warnings)),
             "costs": {stage: dataclasses.asdict(cost) for stage, cost in record.costs.items()},
-            "provenance": {
-                "checkpoint_sha256": checkpoint.get("sha256"),
-                "data_sha256": subject.data.get("sha256"),
-                "seed": self.plan.seed,
-                "dtype": str(objective.dtype).removeprefix("torch."),
-                "num_terms": objective.num_terms,
-                "versions": {
-                    "loss-landscape-toolkit": __version__,
-                    "torch": str(torch.__version__),
-                    "python": platform.python_version(),
-                },
-                "command": self._command,
-                "seconds": cost.seconds,
-                "matvecs": cost.products,
-                "gradients": cost.gradients,
-                "forwards": cost.forwards,
+            "provenance": self._provenance(record),
+        }
+
+    def _provenance(self, record: Record) -> dict[str, Any]:
+        subject, objective, cost = record.subject, record.objective, record.cost
+        return {
+            "checkpoint_sha256": subject.checkpoint.get("sha256"),
+            "data_sha256": subject.data.get("sha256"),
+            "seed": self.plan.seed,
+            "dtype": str(objective.dtype).removeprefix("torch."),
+            "num_terms": objective.num_terms,
+            "versions": {
+                "loss-landscape-toolkit": __version__,
+                "torch": str(torch.__version__),
+                "python": platform.python_version(),
             },
+            "command": self._command,
+            "seconds": cost.seconds,
+            "matvecs": cost.products,
+            "gradients": cost.gradients,
+            "forwards": cost.forwards,
         }
 
 
@@ -309,23 +343,14 @@ def assemble(
     return Findings(document, arrays)
 
 
-def _take_over(record: Record, earlier: Measured) -> None:
-    """Goes on from what an interrupted session measured of a subject."""
-    record.entry.update(earlier.entry)
-    record.arrays.update(earlier.arrays)
-    record.warnings += earlier.entry["warnings"]
-    record.costs.update(
-        {stage: Cost(**cost) for stage, cost in earlier.entry.get("costs", {}).items()}
-    )
-    for part in ("line", "surface", "eigenvalue_map", "trajectory"):
-        if record.entry.get(part) is None:
-            record.entry.pop(part, None)
-
-
 @contextmanager
 def _named(subject: Subject) -> Iterator[None]:
     """Says which subject an error is about."""
     try:
         yield
-    except (ValueError, FloatingPointError, RuntimeError) as error:
-        raise type(error)(f"{subject.label}: {error}") from error
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{subject.label}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{subject.label}: {error}") from error
+    except RuntimeError as error:
+        raise RuntimeError(f"{subject.label}: {error}") from error

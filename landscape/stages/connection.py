@@ -22,6 +22,7 @@ from landscape.connectivity import (
 )
 from landscape.estimate import Cost
 from landscape.objective import Objective
+from landscape.parameters import ParameterSpace
 from landscape.plan import ProbePlan
 from landscape.surface import num_passes
 
@@ -39,32 +40,53 @@ class Paths:
     arrays: dict[str, np.ndarray[Any, Any]]
 
 
+def check_connectable(subjects: Sequence[Subject], plan: ProbePlan) -> None:
+    """Raises ValueError where `connect` would for reasons that need no measurement.
+
+    Fewer than two subjects; other shapes; two subjects at the same weights; a net that alignment
+    does not know.
+    """
+    if len(subjects) < 2:
+        raise ValueError("connect needs two or more checkpoints, got one")
+    space = ParameterSpace.of(subjects[0].model)
+    thetas = [_theta_of(space, subject) for subject in subjects]
+    for one, other in combinations(range(len(subjects)), 2):
+        if thetas[one].equal(thetas[other]):
+            same = f"{subjects[one].label} and {subjects[other].label}"
+            raise ValueError(f"{same} have the same weights: there is no path between them")
+    if plan.align:
+        match_weights(subjects[0].model, thetas[0], thetas[0], seed=plan.seed, max_sweeps=1)
+
+
 def connect(
     subjects: Sequence[Subject], plan: ProbePlan, *, progress: Progress | None = None
 ) -> Paths:
     """The paths between each two subjects, "c0" and so on in their order, as the plan wants them.
 
     The loss is that of the first subject's data, at all parameters, on every path; a net with
-    running statistics has them estimated anew at each point.
+    batch norm has its running statistics estimated anew at each point.
 
     Raises:
-        ValueError: fewer than two subjects; other shapes; two subjects at the same weights; a net
-            that alignment does not know.
+        ValueError: what `check_connectable` refuses.
         FloatingPointError: the loss is not finite at an end, or in training.
+        RuntimeError: an alignment changed the loss.
     """
-    if len(subjects) < 2:
-        raise ValueError("connect needs two or more checkpoints, got one")
+    check_connectable(subjects, plan)
     first = subjects[0]
     batches = tuple(first.batches)
     objective = objective_of(first, plan, batches, parameters=("*",))
+    thetas = [_theta_of(objective.space, subject).to(objective.theta) for subject in subjects]
     landscape: Objective | Recalibrated = objective
-    warnings: dict[str, None] = {}
-    if objective.uses_running_statistics:  # they belong to one minimum, not to what lies between
+    warnings: dict[str, None] = dict.fromkeys(_not_their_own(subjects))
+    if plan.batch_norm == "eval" and objective.batch_norms:
+        # Running statistics belong to one minimum, not to what lies between.
         landscape = Recalibrated(objective)
-        plan = dataclasses.replace(plan, batch_norm="batch")  # of the training of a curve
-        objective = objective_of(first, plan, batches, parameters=("*",))
         warnings["Running statistics are estimated anew at each point of a path."] = None
-    thetas = [_theta_of(objective, subject) for subject in subjects]
+        if plan.connect == "bezier":  # which is trained on the statistics of each batch
+            by_batch = dataclasses.replace(plan, batch_norm="batch", micro_batch=None)
+            objective = objective_of(first, by_batch, batches, parameters=("*",))
+    elif objective.uses_running_statistics:
+        warnings[f"Every path uses the running statistics of {first.label}."] = None
     cost = Cost()
     pairs: list[dict[str, Any]] = []
     arrays: dict[str, np.ndarray[Any, Any]] = {}
@@ -80,9 +102,6 @@ def connect(
             end, moved = aligned.theta, aligned.num_moved
             cost += Cost(forwards=2 * num_passes(landscape))
         distance = float((end.double() - start.double()).norm())
-        if distance == 0:
-            same = f"{subjects[one].label} and {subjects[other].label}"
-            raise ValueError(f"{same} have the same weights: there is no path between them")
         straight = line_barrier(landscape, start, end, num_points=NUM_POINTS)
         barrier, steps = straight, 0
         cost += straight.cost
@@ -123,12 +142,23 @@ def connect(
     return Paths(section, arrays)
 
 
-def _theta_of(objective: Objective, subject: Subject) -> Tensor:
+def _theta_of(space: ParameterSpace, subject: Subject) -> Tensor:
     try:
         own: Mapping[str, Tensor] = dict(subject.model.named_parameters())
-        return objective.space.flatten(own).to(objective.theta)
+        return space.flatten(own)
     except ValueError as error:
         raise ValueError(f"{subject.label} is another network than the first: {error}") from error
+
+
+def _not_their_own(subjects: Sequence[Subject]) -> list[str]:
+    """What a reader must know where the subjects have other data than the first."""
+    first, *others = ({k: s.data.get(k) for k in ("sha256", "noise_seed")} for s in subjects)
+    if all(other == first for other in others):
+        return []
+    return [
+        f"All paths are measured on the labels of {subjects[0].label}; the others were trained on "
+        "another draw of the label noise, or on other data."
+    ]
 
 
 def _along_a_trained_curve(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +22,16 @@ from landscape.directions import (
     random_directions,
 )
 from landscape.eigenvalue_map import QUANTITIES, eigenvalue_map
+from landscape.estimate import Cost
 from landscape.objective import Objective
-from landscape.surface import GridPoints, Surface, automatic_range, scan_line, scan_plane
+from landscape.surface import (
+    GridPoints,
+    Surface,
+    automatic_range,
+    num_passes,
+    scan_line,
+    scan_plane,
+)
 from landscape.topology import surface_topology
 from landscape.trajectory import trajectory_plane
 
@@ -94,21 +102,40 @@ def measure_around(record: Record, half: float | None) -> None:
         return  # one plane through all of them, on the first one's data
     plane = plane_of(record)
     window = plane.window
-    if window is not None and record.objective.uses_running_statistics and not plan.recalibrate:
-        record.warnings.append(
-            "The plane goes through other checkpoints, and all of it is evaluated with this one's "
-            "running statistics: --batch-norm recalibrate re-estimates them at each point."
-        )
+    if window is not None:
+        _qualify_foreign_points(record)
     if window is None:
         if half is None:
             return
         window = ((-half, half), (-half, half))
+    if record.entry.setdefault("window", plain(window)) != plain(window):
+        raise ValueError(
+            f"the earlier result has axes to {record.entry['window']}, the others here need "
+            f"{plain(window)}: measure anew (--overwrite)"
+        )
     if plan.line and "line" not in record.entry:
         _measure_slices(record, plane, window)
     if plan.surface and "surface" not in record.entry:
         _measure_plane(record, plane, window)
     if plan.eigenvalue_map and "eigenvalue_map" not in record.entry:
         _measure_eigenvalues(record, plane, window)
+
+
+def _qualify_foreign_points(record: Record) -> None:
+    """What is not the other checkpoints' own on a plane that goes through them."""
+    if record.objective.uses_running_statistics and not record.plan.recalibrate:
+        remedy = ": --batch-norm recalibrate re-estimates them at each point"
+        record.warnings.append(
+            "The plane goes through other checkpoints, and all of it is evaluated with this one's "
+            f"running statistics{remedy if record.objective.batch_norms else ''}."
+        )
+    if (
+        record.plan.directions == "checkpoints"
+        and record.subject.data.get("noise_seed") is not None
+    ):
+        record.warnings.append(
+            "The plane's loss is on this run's labels; the other runs drew their label noise anew."
+        )
 
 
 def evaluated(record: Record) -> Objective | Recalibrated:
@@ -131,8 +158,7 @@ def plane_of(record: Record) -> Plane:
     if plan.directions == "checkpoints":
         return _plane_through_landmarks(record)
     if plan.directions == "eigen":
-        pairs = record.spectrum.eigenpairs or find_eigenpairs(record)
-        vectors = pairs.at("top").vectors
+        vectors = find_eigenpairs(record).at("top").vectors
         if vectors.shape[1] < 2:
             raise ValueError("directions 'eigen' need two eigenvectors, and there is one")
         first, second = (eigenvector_direction(vectors[:, i]) for i in (0, 1))
@@ -151,7 +177,7 @@ def _plane_of_trajectory(record: Record) -> Plane:
             "(train with --save-every)"
         )
     names = [name for name, _ in trajectory]
-    path = [_theta_of(record, weights) for _, weights in trajectory] + [record.theta]
+    path = [_theta_of(record, *saved) for saved in trajectory] + [record.theta]
     found = trajectory_plane(path, seed=record.plan.seed)
     walk = found.random_walk
     record.entry["trajectory"] = {
@@ -180,7 +206,7 @@ def _plane_through_landmarks(record: Record) -> Plane:
     landmarks = record.subject.landmarks
     if len(landmarks) < 2:
         raise ValueError("directions 'checkpoints' need two or three checkpoints, got one")
-    points = [_theta_of(record, weights) for _, weights in landmarks[:3]]
+    points = [_theta_of(record, *landmark) for landmark in landmarks[:3]]
     if len(points) == 2:
         step = points[1] - points[0]
         (aside,) = random_directions(points[0], num_directions=1, seed=record.plan.seed)
@@ -196,8 +222,16 @@ def _plane_through_landmarks(record: Record) -> Plane:
     return Plane(directions[0], directions[1], "parameter norm", window, marked)
 
 
-def _theta_of(record: Record, weights: Weights) -> Tensor:
-    return record.objective.space.flatten(weights).to(record.theta)
+def _theta_of(record: Record, name: str, weights: Weights) -> Tensor:
+    """Other weights as a point; ValueError where they differ in what does not move here."""
+    space, own = record.objective.space, dict(record.subject.model.named_parameters())
+    for fixed in own.keys() - set(space.names) - space.tied.keys():
+        if fixed in weights and not weights[fixed].equal(own[fixed]):
+            raise ValueError(
+                f"{name} differs in {fixed}, which does not move (--params, or frozen): it is no "
+                f"point of a plane of directions {record.plan.directions!r}"
+            )
+    return space.flatten(weights).to(record.theta)
 
 
 def _axis(ends: tuple[float, float], num_points: int) -> Tensor:
@@ -230,7 +264,8 @@ def _measure_slices(record: Record, plane: Plane, window: Window) -> None:
 def _measure_plane(record: Record, plane: Plane, window: Window) -> None:
     plan = record.plan
     x, y = (_axis(ends, plan.surface) for ends in window)
-    with record.stage("surface") as charge, _kept(record, "points", GridPoints(x, y)) as points:
+    fresh = GridPoints(x, y)
+    with record.stage("surface") as charge, _kept(record, "points", fresh, charge) as points:
         surface = scan_plane(
             evaluated(record),
             plane.first,
@@ -252,7 +287,9 @@ def _measure_plane(record: Record, plane: Plane, window: Window) -> None:
 
 
 @contextmanager
-def _kept(record: Record, kind: str, fresh: GridPoints) -> Iterator[GridPoints]:
+def _kept(
+    record: Record, kind: str, fresh: GridPoints, charge: Callable[[Cost], None]
+) -> Iterator[GridPoints]:
     """The points of an interrupted session, or fresh ones; kept again where this one is stopped."""
     prefix = f"{kind}_{record.identifier}_"
     earlier = {
@@ -261,9 +298,11 @@ def _kept(record: Record, kind: str, fresh: GridPoints) -> Iterator[GridPoints]:
         if name.startswith(prefix)
     }
     points = GridPoints.from_arrays(earlier) if earlier else fresh
+    num_known = points.num_known
     try:
         yield points
     except BaseException:
+        charge(Cost(forwards=num_passes(evaluated(record)) * (points.num_known - num_known)))
         for name, array in points.as_arrays().items():
             record.keep(kind, name, array)
         raise
@@ -329,7 +368,7 @@ def _measure_eigenvalues(record: Record, plane: Plane, window: Window) -> None:
     plan = record.plan
     x, y = (_axis(ends, plan.eigenvalue_map) for ends in window)
     fresh = GridPoints(x, y, quantities=QUANTITIES)
-    with record.stage("eigenvalue-map") as charge, _kept(record, "mapped", fresh) as points:
+    with record.stage("eigenvalue-map") as charge, _kept(record, "mapped", fresh, charge) as points:
         found = eigenvalue_map(
             record.objective,
             plane.first,
@@ -341,13 +380,20 @@ def _measure_eigenvalues(record: Record, plane: Plane, window: Window) -> None:
             progress=record.telling("eigenvalue map"),
         )
         charge(found.cost)
+    finite = found.ratio[found.ratio.isfinite()]
     record.entry["eigenvalue_map"] = {
         "num_points": found.ratio.numel(),
         "tolerance": found.tolerance,
-        "max_ratio": float(found.ratio[found.ratio.isfinite()].max()),
+        "max_ratio": float(finite.max()) if len(finite) else None,
         "num_unconverged": int((~found.converged & found.lambda_max.isfinite()).sum()),
         "num_nonfinite": found.num_nonfinite,
+        "recalibrated": False,
     }
+    if plan.recalibrate:
+        record.warnings.append(
+            "The eigenvalue map uses the running statistics at the weights at every point, the "
+            "plane those estimated at each."
+        )
     record.keep("map", "x", x)
     record.keep("map", "y", y)
     record.keep("map", "lambda_max", found.lambda_max)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from landscape.curvature import (
@@ -30,7 +34,7 @@ from landscape.linalg import (
 )
 from landscape.objective import Objective
 from landscape.plan import ProbePlan
-from landscape.sampling import sampling_errors
+from landscape.sampling import SamplingErrors, sampling_errors
 from landscape.self_check import self_check
 from landscape.sharpness import Spectrum
 
@@ -63,13 +67,15 @@ def measure_spectrum(record: Record, *, with_density: bool) -> None:
     """Whatever the plan wants of the spectrum, and what later stages share of it."""
     plan = record.plan
     if not (plan.eigenvalues or plan.trace_probes or plan.diagonal_probes or with_density):
+        _measure_sampling(record, None, None)
         return
     operator = matrix_of(plan)(record.objective, record.theta)
     _check_operator(record, operator)
     pairs = _find_eigenpairs(record, operator) if plan.eigenvalues else None
-    trace = _estimate_trace(record, operator, pairs) if plan.trace_probes else None
     if pairs is not None:
-        _measure_sampling(record, pairs)
+        _write_eigenpairs(record, pairs)
+    trace = _estimate_trace(record, operator, pairs) if plan.trace_probes else None
+    _measure_sampling(record, pairs, trace)
     if plan.diagonal_probes:
         _estimate_diagonal(record, operator, pairs)
     density = _measure_density(record, operator) if with_density else None
@@ -77,8 +83,36 @@ def measure_spectrum(record: Record, *, with_density: bool) -> None:
 
 
 def find_eigenpairs(record: Record) -> Eigenpairs:
-    """The plan's eigenpairs again, for a stage that goes on without the earlier ones."""
-    return _find_eigenpairs(record, matrix_of(record.plan)(record.objective, record.theta))
+    """The plan's eigenpairs, searched again where an interrupted session took them with it."""
+    pairs: Eigenpairs | None = record.spectrum.eigenpairs
+    if pairs is None:
+        operator = matrix_of(record.plan)(record.objective, record.theta)
+        pairs = _find_eigenpairs(record, operator)
+        record.spectrum = dataclasses.replace(record.spectrum, eigenpairs=pairs)
+    return pairs
+
+
+def no_sampling_because(plan: ProbePlan, *, num_rows: int, population: int | None) -> str | None:
+    """Why there is no sampling error to give; None where there is.
+
+    Args:
+        plan: what is measured.
+        num_rows: that are probed.
+        population: rows of the whole that these are a part of; None: not known.
+    """
+    if not plan.sampling:
+        return "not asked for"
+    if population is None:
+        return "how many samples there are in all is not known"
+    if population <= num_rows:
+        return "all samples were probed"
+    if num_rows < SAMPLING_GROUPS:
+        return f"it needs {SAMPLING_GROUPS} rows"
+    if plan.batch_norm == "batch":
+        return "batch statistics couple the rows of a batch"
+    if plan.matrix == "mc-fisher":
+        return "labels are drawn for the whole sample at once"
+    return None
 
 
 def _check_operator(record: Record, operator: SymmetricOperator) -> None:
@@ -123,6 +157,10 @@ def _find_eigenpairs(record: Record, operator: SymmetricOperator) -> Eigenpairs:
             progress=record.telling("eigenvalues"),
         )
         charge(pairs.cost)
+    return pairs
+
+
+def _write_eigenpairs(record: Record, pairs: Eigenpairs) -> None:
     record.entry["eigenvalues"] = [
         {
             "value": float(pairs.values[i]),
@@ -141,7 +179,6 @@ def _find_eigenpairs(record: Record, operator: SymmetricOperator) -> Eigenpairs:
         record.warnings.append(
             "Completeness is not confirmed: an eigenvalue may be missing from the list."
         )
-    return pairs
 
 
 def _estimate_trace(
@@ -177,18 +214,18 @@ def _estimate_trace(
     return trace
 
 
-def _measure_sampling(record: Record, pairs: Eigenpairs) -> None:
+def _measure_sampling(record: Record, pairs: Eigenpairs | None, trace: Estimate | None) -> None:
     """What it costs that the probed rows are a part of the data: errors over the data."""
     plan, objective, entry = record.plan, record.objective, record.entry
     population = record.subject.data.get("num_samples_total")
-    reason = _no_sample(record, population)
+    reason = no_sampling_because(plan, num_rows=objective.num_samples, population=population)
     if reason is None:
         with record.stage("sampling") as charge:
             try:
                 found = sampling_errors(
                     objective,
                     record.theta,
-                    vectors=pairs.vectors,
+                    vectors=None if pairs is None else pairs.vectors,
                     num_trace_probes=0 if plan.quick else min(plan.trace_probes, SAMPLING_PROBES),
                     num_groups=SAMPLING_GROUPS,
                     population=population,
@@ -203,10 +240,13 @@ def _measure_sampling(record: Record, pairs: Eigenpairs) -> None:
     if reason is not None:
         entry["sampling"], entry["sampling_skipped"] = None, reason
         return
-    for told, estimate in zip(entry["eigenvalues"], found.eigenvalues, strict=True):
-        told.update(_sampling(estimate))
-    if found.trace is not None and entry.get("trace"):
-        entry["trace"].update(_sampling(found.trace))
+    if pairs is not None:
+        for told, estimate in zip(entry["eigenvalues"], found.eigenvalues, strict=True):
+            told["sampling_error"] = estimate.standard_error
+            told["sampling_interval"] = estimate.details["interval"]
+    if trace is not None and found.trace is not None:
+        entry["trace"]["sampling_error"] = found.trace.standard_error
+        entry["trace"]["sampling_interval"] = _interval_around(trace, found)
     entry["sampling"] = {
         "num_groups": found.num_groups,
         "num_rows": found.num_rows,
@@ -220,29 +260,21 @@ def _measure_sampling(record: Record, pairs: Eigenpairs) -> None:
     }
 
 
-def _no_sample(record: Record, population: Any) -> str | None:
-    """Why there is no sampling error to give; None where there is."""
-    plan, num_rows = record.plan, record.objective.num_samples
-    if not plan.sampling:
-        return "not asked for"
-    if population is None:
-        return "how many samples there are in all is not known"
-    if population <= num_rows:
-        return "all samples were probed"
-    if num_rows < SAMPLING_GROUPS:
-        return f"it needs {SAMPLING_GROUPS} rows"
-    if plan.batch_norm == "batch":
-        return "batch statistics couple the rows of a batch"
-    if plan.matrix == "mc-fisher":
-        return "labels are drawn for the whole sample at once"
-    return None
+def _interval_around(trace: Estimate, found: SamplingErrors) -> list[float]:
+    """The 95 % interval over data and probes around the trace that was measured.
 
-
-def _sampling(estimate: Estimate) -> dict[str, Any]:
-    return {
-        "sampling_error": estimate.standard_error,
-        "sampling_interval": estimate.details["interval"],
-    }
+    The error over the data comes from probes of its own; the interval joins it to the error of the
+    trace that stands in the result, with the degrees of freedom of Welch and Satterthwaite.
+    """
+    assert found.trace is not None
+    parts = [
+        (found.trace.standard_error or 0.0, found.num_groups - 1),
+        (trace.standard_error or 0.0, max(trace.num_matvecs - 1, 1)),
+    ]
+    both = math.hypot(*(error for error, _ in parts))
+    freedom = both**4 / sum(error**4 / degrees for error, degrees in parts) if both else 1.0
+    half_width = float(stdtrit(freedom, 0.975)) * both
+    return [trace.value - half_width, trace.value + half_width]
 
 
 def _with_interval(estimate: Estimate) -> dict[str, Any]:
@@ -289,7 +321,8 @@ def _measure_density(record: Record, operator: SymmetricOperator) -> SpectralDen
             progress=record.telling("density"),
         )
         charge(density.cost)
-    cut = NEAR_ZERO * float(density.nodes.abs().max())
+    # Of the zero matrix everything lies at zero, and a window needs some width to show it.
+    cut = NEAR_ZERO * float(density.nodes.abs().max()) or torch.finfo(operator.dtype).tiny
     bulk = density.mass_between(-cut, cut)
     record.entry["density"] = {
         "num_runs": plan.density_runs,

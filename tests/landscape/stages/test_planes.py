@@ -330,3 +330,132 @@ def test_what_cannot_be_connected_is_refused(others, message):
     subjects = [subject(net())] + [subject(m, label="other") for m in others]
     with pytest.raises(ValueError, match=message):
         connect(subjects, plan_of(connect="line"))
+
+
+# -- what must not be mixed -----------------------------------------------------------------------
+
+
+def gone_on(partial, subjects, plan):
+    positions = dict(enumerate(subjects))
+    session = Session(positions, plan, frozenset(positions), earlier=measured_by_position(partial))
+    session.measure_around(session.measure_at_weights())
+    return session
+
+
+def test_a_session_on_other_data_does_not_go_on():
+    plan = plan_of(range=0.5)
+    partial = probe_all([subject()], plan=plan, progress=Stop("surface", 20))
+    x, y = (torch.cat(part) for part in zip(*batches(), strict=True))
+    other = dataclasses.replace(subject(), batches=[(x, (y + 1) % 3)])
+    with pytest.raises(RuntimeError, match="in this session"):
+        gone_on(partial, [other], plan)
+    named = [subject(data={"sha256": word}) for word in ("first", "second")]
+    partial = probe_all(named[:1], plan=plan, progress=Stop("surface", 20))
+    with pytest.raises(ValueError, match="earlier result has data_sha256 first, now it is second"):
+        gone_on(partial, named[1:], plan)
+
+
+def test_a_session_whose_axes_reach_further_does_not_go_on():
+    plan = plan_of(line=3)
+    near, far = subject(trained(0), label="near"), subject(net(1), label="far")
+    partial = probe_all([near], plan=plan, progress=Stop("surface", 20))
+    with pytest.raises(ValueError, match="the earlier result has axes to"):
+        gone_on(partial, [near, far], plan)
+
+
+def test_going_on_along_eigenvectors_keeps_the_sampling_errors():
+    plan = plan_of(eigenvalues=2, ends="top", directions="eigen", range=0.3)
+    one = subject(data={"num_samples_total": 200})
+    partial = probe_all([one], plan=plan, progress=Stop("surface", 20))
+    before = partial.checkpoints[0]["eigenvalues"]
+    assert before[0]["sampling_error"] > 0
+    assert gone_on(partial, [one], plan).results()[0].entry["eigenvalues"] == before
+
+
+def test_an_interrupted_surface_is_charged_for():
+    plan = plan_of(line=0, range=0.5)
+    partial = probe_all([subject()], plan=plan, progress=Stop("surface", 20))
+    spent = partial.checkpoints[0]["costs"]["surface"]["forwards"]
+    whole = gone_on(partial, [subject()], plan).results()[0].entry["costs"]["surface"]["forwards"]
+    assert spent >= 20
+    assert whole >= 49
+
+
+def test_a_plane_through_points_that_differ_in_what_does_not_move_is_refused():
+    subjects = [subject(trained(seed), label=f"net {seed}") for seed in (0, 1, 2)]
+    with pytest.raises(ValueError, match=r"net 1 differs in 0\.(weight|bias), which does not move"):
+        probe_all(subjects, plan=plan_of(directions="checkpoints", parameters=("2.*",)))
+    path = [(str(i), weights(trained(0, steps=i))) for i in (1, 2, 3)]
+    with pytest.raises(ValueError, match="which does not move"):
+        probe_all(
+            [subject(trained(0), trajectory=path)],
+            plan=plan_of(directions="pca", parameters=("2.*",)),
+        )
+
+
+def test_paths_between_runs_of_other_labels_say_whose_they_are():
+    told = [{"data": {"sha256": "same", "noise_seed": seed}} for seed in (0, 1)]
+    subjects = [subject(trained(i), label=f"net {i}", **told[i]) for i in (0, 1)]
+    warnings = connect(subjects, plan_of(connect="line")).section["warnings"]
+    assert any("labels of net 0" in warning for warning in warnings)
+    same = [subject(trained(i), label=f"net {i}", **told[0]) for i in (0, 1)]
+    assert connect(same, plan_of(connect="line")).section["warnings"] == []
+    findings = probe_all(subjects, plan=plan_of(directions="checkpoints", line=0))
+    assert any("label noise anew" in warning for warning in findings.checkpoints[0]["warnings"])
+
+
+def test_micro_batches_and_paths_of_nets_with_batch_norm_go_together():
+    other = Normed()
+    with torch.no_grad():
+        other.body[0].weight.neg_()
+    subjects = [subject(Normed()), subject(other, label="other")]
+    for kind in ("line", "bezier"):
+        plan = plan_of(connect=kind, micro_batch=20)
+        assert connect(subjects, plan).section["pairs"][0]["height"] >= 0
+
+
+def test_other_running_statistics_than_batch_norms_are_the_firsts_and_said_so():
+    def instance():
+        body = nn.Sequential(nn.InstanceNorm1d(1, track_running_stats=True), nn.Flatten())
+        return nn.Sequential(nn.Unflatten(1, (1, 5)), body, nn.Linear(5, 3)).double()
+
+    torch.manual_seed(0)
+    subjects = [subject(instance()), subject(instance(), label="other")]
+    warnings = connect(subjects, plan_of(connect="line")).section["warnings"]
+    assert any("running statistics of net" in warning for warning in warnings)
+
+
+def test_what_is_no_plan_for_a_net_is_refused_before_any_measurement():
+    told = []
+    with pytest.raises(ValueError, match="no batch norm"):
+        probe_all([subject()], plan=plan_of(recalibrate=True), progress=lambda *a: told.append(a))
+    residual = nn.TransformerEncoderLayer(4, 1, 4, batch_first=True)
+    with pytest.raises(ValueError):
+        probe_all(
+            [subject(residual), subject(copy.deepcopy(residual), label="b")],
+            plan=plan_of(connect="line", align=True),
+            progress=lambda *a: told.append(a),
+        )
+    assert told == []
+
+
+def test_a_map_without_any_curvature_has_no_ratio():
+    def distance(output, target):
+        return (output - F.one_hot(target, 3)).abs().mean()
+
+    one = Subject(nn.Linear(5, 3).double(), distance, batches(), label="flat")
+    entry = probe_all([one], plan=plan_of(surface=0, line=0, eigenvalue_map=2, range=0.1))
+    assert entry.checkpoints[0]["eigenvalue_map"]["max_ratio"] is None
+
+
+def test_an_error_of_the_users_own_kind_is_told_as_what_it_is():
+    def loss(output, target):
+        raise UnicodeDecodeError("utf-8", b"x", 0, 1, "bad byte")
+
+    with pytest.raises(ValueError, match=r"net: .*bad byte"):
+        probe_all([Subject(net(), loss, batches(), label="net")], plan=BARE)
+
+
+def test_a_range_beside_a_plane_that_shows_its_own_points_is_refused():
+    with pytest.raises(ValueError, match="leave range out"):
+        plan_of(directions="pca", range=1.0)

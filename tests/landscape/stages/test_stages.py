@@ -276,3 +276,27 @@ def test_the_references_agree_with_plain_backward():
     own = torch.cat([p.grad.reshape(-1) for p in model.parameters()])
     torch.testing.assert_close(sample_gradients(model).mean(0), own)
     assert F.cross_entropy(outputs(model, x)(theta_of(model)), y).item() == loss.item()
+
+
+def test_the_interval_of_the_trace_is_around_the_trace():
+    told = {"data": {"num_samples_total": 200}}
+    for seed in range(5):
+        trace = entry_of(eigenvalues=1, ends="top", trace_probes=32, seed=seed, told=told)["trace"]
+        low, high = trace["sampling_interval"]
+        assert (low + high) / 2 == pytest.approx(trace["value"])
+        least = 1.96 * math.hypot(trace["sampling_error"], trace["standard_error"])
+        assert least < (high - low) / 2 < 1.2 * least
+
+
+def test_sampling_errors_need_no_eigenvalues():
+    entry = entry_of(eigenvalues=0, told={"data": {"num_samples_total": 200}})
+    assert entry["sampling"]["loss"]["standard_error"] > 0
+    entry = entry_of(eigenvalues=0, trace_probes=8, told={"data": {"num_samples_total": 200}})
+    assert entry["trace"]["sampling_error"] > 0
+
+
+def test_all_the_mass_of_the_zero_matrix_lies_at_zero():
+    model = nn.Linear(5, 3).double()
+    entry = entry_of(model, lambda output, target: output.mean(), eigenvalues=1, density_runs=2)
+    assert entry["density"]["near_zero_mass"] == pytest.approx(1)
+    assert tops(entry) == [0]
