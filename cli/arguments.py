@@ -386,7 +386,7 @@ def run_command(
         return SIGNALLED + 13
     except OSError as error:
         named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # full, or over a limit
             return _report(prog, PARTIAL, f"{named}; free some space, then --resume", words)
         return _report(prog, USAGE, named, words)
     except Exception as error:
@@ -398,5 +398,10 @@ def run_command(
 def _report(prog: str, code: int, message: str, words: Sequence[str]) -> int:
     if "--debug" in words:
         traceback.print_exc()
-    print(f"{prog}: error: {message}", file=sys.stderr)
+    print(f"{prog}: error: {_visible(message)}", file=sys.stderr)
     return code
+
+
+def _visible(text: str) -> str:
+    """The text as one line; names from outside that would steer a terminal show as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

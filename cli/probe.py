@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import json
 import math
 import shlex
 import sys
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from landscape.checkpoints import MAX_GIGABYTES, CheckpointError, find_checkpoints
 from landscape.findings import Findings, load_findings, save_findings
-from landscape.plan import CONNECTIONS, DIRECTIONS, MATRICES, TRACE_METHODS, ProbePlan
+from landscape.plan import (
+    CONNECTIONS,
+    DIRECTIONS,
+    MATRICES,
+    SEMIDEFINITE,
+    TRACE_METHODS,
+    ProbePlan,
+)
 from landscape.table import Choice, Range
 from sam_variants.training.interruption import Interruption
 from sam_variants.training.recipe import Recipe
@@ -38,6 +48,12 @@ from .arguments import (
     to_toml,
     usage_errors,
 )
+from .losses import LOSSES, check_loss, is_code
+
+if TYPE_CHECKING:
+    from landscape.checkpoints import Checkpoint
+
+    from .parallel import Order
 
 PROG = "landscape-probe"
 QUICK_SAMPLES = 1000
@@ -61,8 +77,12 @@ ARGUMENTS = (
     Argument("model-arg", Text(), "option of the network, name=value; may be repeated", _INPUT,
              repeated=True, metavar="K=V"),
     Argument("data", Text(), "data to probe on, in place of the recipe's (--list tasks)", _INPUT),
+    Argument("data-arg", Text(), "option of a function given as --data, name=value; may be "
+             "repeated", _INPUT, repeated=True, metavar="K=V"),
+    Argument("loss", Text(), "in place of the task's own (--list losses); with it --data may be "
+             "any batches", _INPUT),
     Argument("data-dir", Text(), "folder with the data's files", _INPUT, metavar="DIR"),
-    Argument("allow-code", Switch(), "run the FILE.py named by --model or --data", _INPUT),
+    Argument("allow-code", Switch(), "run a FILE.py named by --model, --data, --loss", _INPUT),
     Argument("state-key", Text(), "which state dict of the file, nested keys as a.b", _INPUT,
              metavar="KEY"),
     Argument("allow-missing", Words(), "globs of names that the checkpoint may lack", _INPUT,
@@ -86,7 +106,8 @@ ARGUMENTS = (
     Argument("params", Words(), "globs of the parameters that move (default all)", _SPECTRUM,
              metavar="GLOB"),
     Argument("eigenvalues", _COUNT, "eigenpairs at each end; 0: none", _SPECTRUM, metavar="K"),
-    Argument("ends", _word(("top", "bottom", "both")), "of the spectrum", _SPECTRUM,
+    Argument("ends", _word(("top", "bottom", "both")), "of the spectrum (default both; of ggn and "
+             "Fisher matrices, which end in a crowd at zero, top)", _SPECTRUM,
              metavar="top|bottom|both"),
     Argument("tolerance", Range(0, 1, None, open_low=True, optional=True),
              "relative, of each eigenvalue", _SPECTRUM),
@@ -152,8 +173,8 @@ ARGUMENTS = (
     Argument("dry-run", Switch(), "print what would be measured and stop", _RUN, in_config=False),
     Argument("json", Switch(), "print the result as one JSON object", _RUN, in_config=False),
     Argument("quiet", Switch(), "no progress bars", _RUN, in_config=False),
-    Argument("list", _word(("metrics", "models", "tasks")), "list names and stop", _RUN,
-             in_config=False, metavar="metrics|models|tasks"),
+    Argument("list", _word(("metrics", "models", "tasks", "losses")), "list names and stop", _RUN,
+             in_config=False, metavar="metrics|models|tasks|losses"),
     Argument("version", Switch(), "print the version and stop", _RUN, in_config=False),
     Argument("debug", Switch(), "show where an error was raised", _RUN, in_config=False),
 )  # fmt: skip
@@ -187,7 +208,8 @@ def _main(argv: Sequence[str]) -> int:
     with usage_errors():
         plan = plan_of(settings)
         deadline = _deadline(settings["time_budget"])
-        model_args = dict(_pair(word) for word in settings["model_arg"])
+        model_args = dict(_pair("--model-arg", word) for word in settings["model_arg"])
+        _check_loss_and_data(settings)
     if settings["print_config"]:
         print(to_toml(_config(settings)), end="")
         return DONE
@@ -205,11 +227,25 @@ def _main(argv: Sequence[str]) -> int:
         raise CommandError(USAGE, "--directions checkpoints needs two or more of them, got one")
     out = _out_folder(settings, paths)
     if settings["dry_run"]:
-        return _print_plan(plan, paths, out, _num_samples(settings))
+        return _dry_run(_prepare(plan, paths, settings, model_args, argv), out, settings)
     earlier = None if settings["overwrite"] else _earlier(out, plan, settings, paths)
     if earlier is not None and earlier.document["complete"]:
         return _answer(earlier, out, settings)
-    return _probe(plan, paths, out, settings, model_args, deadline, argv, earlier)
+    prepared = _prepare(plan, paths, settings, model_args, argv, earlier)
+    return _probe(prepared, out, settings, deadline, earlier)
+
+
+def _check_loss_and_data(settings: Settings) -> None:
+    """Raises ValueError for a loss that is none, and for options of data that take none."""
+    if settings["loss"] is not None:
+        check_loss(settings["loss"])
+    for word in settings["data_arg"]:
+        _pair("--data-arg", word)
+    if settings["data_arg"] and not is_code(settings["data"]):
+        raise ValueError(
+            "--data-arg is for a function given as --data (package.module:function); a task of "
+            f"--list tasks takes its options behind colons, got --data {settings['data']}"
+        )
 
 
 def plan_of(settings: Settings) -> ProbePlan:
@@ -221,6 +257,8 @@ def plan_of(settings: Settings) -> ProbePlan:
             changes[item.name] = settings[key]
     if settings["no_sampling_error"]:
         changes["sampling"] = False
+    if settings["matrix"] in SEMIDEFINITE:
+        changes.setdefault("ends", "top")
     if settings["batch_norm"] == "recalibrate":
         changes |= {"batch_norm": "eval", "recalibrate": True}
     if settings["quick"]:
@@ -241,27 +279,27 @@ def _num_samples(settings: Settings) -> int | None:
     return QUICK_SAMPLES if settings["quick"] else DEFAULT_SAMPLES
 
 
-def _probe(
+@dataclass(frozen=True)
+class _Prepared:
+    """What a probe needs before it measures: the checkpoints are read and fit each other."""
+
+    order: Order
+    checkpoints: list[Checkpoint]
+    jobs: int
+
+
+def _prepare(
     plan: ProbePlan,
     paths: Sequence[Path],
-    out: Path,
     settings: Settings,
     model_args: Mapping[str, str],
-    deadline: float,
     argv: Sequence[str],
-    earlier: Findings | None,
-) -> int:
-    from landscape.probing import assemble, measured_by_position, measured_whole
+    earlier: Findings | None = None,
+) -> _Prepared:
+    from landscape.probing import measured_by_position, measured_whole
 
-    from .parallel import Order, connect_here, measure, measure_here
-    from .subjects import (
-        Request,
-        check_comparable,
-        check_device,
-        methods_of,
-        read_all,
-        training_section,
-    )
+    from .parallel import Order
+    from .subjects import Request, check_comparable, check_device, methods_of, read_all
 
     request = Request(
         model=settings["model"],
@@ -281,6 +319,8 @@ def _probe(
         trust_pickle=settings["trust_pickle"],
         max_gigabytes=settings["max_checkpoint_gb"],
         allow_missing=settings["allow_missing"],
+        loss=settings["loss"],
+        data_args=dict(_pair("--data-arg", word) for word in settings["data_arg"]),
     )
     checkpoints = read_all(paths, request)
     check_comparable(checkpoints, request)
@@ -298,6 +338,45 @@ def _probe(
         threads=1 if _are_small(paths) else max(1, num_cores() // jobs),
         earlier={} if earlier is None else measured_by_position(earlier),
     )
+    return _Prepared(order, checkpoints, jobs)
+
+
+def _dry_run(prepared: _Prepared, out: Path, settings: Settings) -> int:
+    """Prints what the probe will cost: models and data are built, and a few passes are timed."""
+    import torch
+
+    from .dry_run import dry_run_document, dry_run_table, foretell
+    from .subjects import build_subjects, numerical_errors
+
+    order = prepared.order
+    torch.set_num_threads(order.threads)
+    with numerical_errors(), contextlib.redirect_stdout(sys.stderr):
+        subjects = build_subjects(prepared.checkpoints, order.methods, order.request)
+        parts = foretell(subjects, order.plan, order.whole)
+    document = dry_run_document(parts, jobs=prepared.jobs)
+    if settings["json"]:
+        print(json.dumps(document | {"out": str(out)}, indent=1, allow_nan=False))
+        return DONE
+    print(f"would probe {len(subjects)} checkpoints on {subjects[0].data['description']}")
+    print(f"into {out}:\n")
+    print(dry_run_table(document))
+    return DONE
+
+
+def _probe(
+    prepared: _Prepared,
+    out: Path,
+    settings: Settings,
+    deadline: float,
+    earlier: Findings | None,
+) -> int:
+    from landscape.probing import assemble
+
+    from .parallel import connect_here, measure, measure_here
+    from .subjects import training_section
+
+    order, jobs = prepared.order, prepared.jobs
+    plan = order.plan
     bars = _Bars(quiet=settings["quiet"])
     with Interruption() as interruption:
 
@@ -324,13 +403,34 @@ def _probe(
             connection=connection,
             data=data,
             command=order.command,
-            title=_title(paths),
+            title=_title(order.paths),
         )
+        if settings["loss"] is not None:
+            _tell_of_the_loss(findings, settings)
         findings.document["request"] = _request_of(settings)
-        findings.document["training"] = training_section(checkpoints)
+        findings.document["training"] = training_section(prepared.checkpoints)
         _write(findings, out, overwrite=settings["overwrite"] or earlier is not None)
         code = _answer(findings, out, settings)
         return code if interruption.signal is None else SIGNALLED + interruption.signal
+
+
+def _tell_of_the_loss(findings: Findings, settings: Settings) -> None:
+    """Writes down how many terms the loss had; only the measurement tells of one that was given.
+
+    Raises:
+        CommandError: exit code 3: the user's function gave each process, or a resumed probe, other
+            data, so that the numbers do not compare.
+    """
+    provenance = [checkpoint["provenance"] for checkpoint in findings.checkpoints]
+    data = findings.document["data"]
+    if data["num_terms"] is None:
+        data["num_terms"] = provenance[0]["num_terms"]
+    if is_code(settings["data"]) and len({own["data_sha256"] for own in provenance}) > 1:
+        raise CommandError(
+            BAD_INPUT,
+            f"--data {settings['data']} returned other data when it was called again, so the "
+            "numbers do not compare and nothing was saved: seed its random numbers",
+        )
 
 
 def _are_small(paths: Sequence[Path]) -> bool:
@@ -472,11 +572,11 @@ def _sha256(path: Path, settings: Settings) -> str:
 
 def _request_of(settings: Settings) -> dict[str, Any]:
     """What decides the data, beside the plan."""
-    names = ("model", "model_arg", "data", "data_dir", "split", "batch_size", "allow_nonfinite",
-             "state_key", "allow_missing")  # fmt: skip
+    names = ("model", "model_arg", "data", "data_arg", "loss", "data_dir", "split", "batch_size",
+             "allow_nonfinite", "state_key", "allow_missing")  # fmt: skip
     files = {
         word: hashlib.sha256(path.read_bytes()).hexdigest()
-        for word in (settings["model"], settings["data"])
+        for word in (settings["model"], settings["data"], settings["loss"])
         if word is not None and (path := _file_of(word)).is_file()
     }
     chosen = {name: settings[name] for name in names}
@@ -534,25 +634,11 @@ def _config(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _print_plan(plan: ProbePlan, paths: Sequence[Path], out: Path, num_samples: int | None) -> int:
-    products = plan.trace_probes + plan.density_runs * plan.density_steps
-    samples = "all samples" if num_samples is None else f"at most {num_samples} samples"
-    print(f"would probe {len(paths)} checkpoints on {samples} into {out}:")
-    for path in paths:
-        print(f"  {path}")
-    print(f"trace and density: {products} matrix-vector products")
-    print(f"eigenvalues: {plan.eigenvalues} at {plan.ends}, products by need to {plan.tolerance:g}")
-    points = plan.surface**2
-    print(f"plane: {points} points at most, directions {plan.directions}; slices: {2 * plan.line}")
-    print(f"sharpness: {', '.join(spec.label for spec in plan.specs)}")
-    return DONE
-
-
 def _list(what: str) -> int:
     from landscape.sharpness import METRICS
     from sam_variants.tasks import MODELS, TASKS
 
-    table = {"metrics": METRICS, "models": MODELS, "tasks": TASKS}[what]
+    table = {"metrics": METRICS, "models": MODELS, "tasks": TASKS, "losses": LOSSES}[what]
     width = max(map(len, table))
     for name, entry in table.items():
         print(f"{name.ljust(width)}  {entry.summary}")
@@ -569,10 +655,10 @@ def _deadline(budget: str | None) -> float:
     return time.monotonic() + float(number) * seconds
 
 
-def _pair(word: str) -> tuple[str, str]:
+def _pair(flag: str, word: str) -> tuple[str, str]:
     name, equals, value = word.partition("=")
     if not equals or not name:
-        raise ValueError(f"--model-arg must be name=value, got {word!r}")
+        raise ValueError(f"{flag} must be name=value, got {word!r}")
     return name, value
 
 

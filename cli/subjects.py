@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,13 @@ from sam_variants.tasks import (
     parse_model,
     parse_task,
 )
+from sam_variants.tasks.user_code import users_place
 from sam_variants.training.evaluation import fixed_rows
 
 from .arguments import BAD_INPUT, NUMERICAL, USAGE, CommandError
+from .dry_batch import check_batches
+from .foreign import ProbeData, foreign_model, literal, probe_data, stand_in_task, strict_task
+from .losses import Loss, build_loss, is_code
 
 _TEST_BATCH = 2000
 
@@ -58,6 +62,8 @@ class Request:
         landmarks: checkpoints whose weights come along, the first among those probed.
         state_key, trust_pickle, max_gigabytes: as `read_checkpoint` takes them.
         allow_missing: globs of names that a checkpoint may lack.
+        loss: a word of LOSSES; None: the task's own, with the recipe's label smoothing.
+        data_args: what the data's factory is called with, as texts.
     """
 
     model: str | None
@@ -77,6 +83,8 @@ class Request:
     trust_pickle: bool = False
     max_gigabytes: float = MAX_GIGABYTES
     allow_missing: Sequence[str] = ()
+    loss: str | None = None
+    data_args: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_device(name: str) -> None:
@@ -120,16 +128,16 @@ def build_subjects(
             data are bad, 4 where weights are not finite.
     """
     words = [_Words.of(checkpoint, request) for checkpoint in checkpoints]
-    tasks: dict[int | None, Task] = {}
+    probed: dict[int | None, _Probed] = {}
     for word in words:
-        if word.noise_seed not in tasks:
-            tasks[word.noise_seed] = _build_task(word, request)
+        if word.noise_seed not in probed:
+            probed[word.noise_seed] = _probed(word, request)
     landmarks = [
-        (label, _weights_of(checkpoint, words[0], tasks[words[0].noise_seed], request))
+        (label, _weights_of(checkpoint, words[0], probed[words[0].noise_seed], request))
         for label, checkpoint in _labelled(request.landmarks, request)
     ]
     return [
-        _subject(checkpoint, method, word, tasks[word.noise_seed], request, landmarks)
+        _subject(checkpoint, method, word, probed[word.noise_seed], request, landmarks)
         for checkpoint, method, word in zip(checkpoints, methods, words, strict=True)
     ]
 
@@ -190,7 +198,8 @@ class _Words:
             task=str(task),
             task_options=tuple(options.items()),
             noise_seed=seed if options.get("label_noise") else None,
-            label_smoothing=float(recipe.get("label_smoothing", 0.0)),
+            # A loss that was asked for is that loss alone.
+            label_smoothing=0.0 if request.loss else float(recipe.get("label_smoothing", 0.0)),
         )
 
 
@@ -228,15 +237,27 @@ def read_all(paths: Sequence[Path], request: Request) -> list[Checkpoint]:
 
 @contextlib.contextmanager
 def numerical_errors() -> Iterator[None]:
-    """Turns what a measurement raises into the command's errors: exit code 4, or 3 for bad data."""
+    """Turns what a measurement raises into the command's errors.
+
+    Exit code 4, or 3 for bad data and for what the user's own code raises, with its line.
+    """
     try:
         yield
     except FloatingPointError as error:
         raise CommandError(NUMERICAL, str(error)) from error
     except ValueError as error:
         raise CommandError(BAD_INPUT, str(error)) from error
-    except (RuntimeError, NotImplementedError) as error:  # what torch says of an operation
-        message = str(error).strip().splitlines() or [type(error).__name__]
+    except CommandError:
+        raise
+    except Exception as error:
+        place = users_place(error)
+        if place is not None:  # the user's own model or loss, on a later batch or other weights
+            raise CommandError(
+                BAD_INPUT, f"your code failed at {place}: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(error, RuntimeError):
+            raise
+        message = str(error).strip().splitlines() or [type(error).__name__]  # what torch says
         raise CommandError(NUMERICAL, f"torch could not compute this: {message[0]}") from error
 
 
@@ -306,30 +327,147 @@ def _comparison(folder: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _build_task(words: _Words, request: Request) -> Task:
+@dataclass(frozen=True)
+class _Probed:
+    """The data that are probed, and the loss that is measured on them.
+
+    Attributes:
+        batches: of the split that was asked for, a part of its samples.
+        num_samples, num_samples_total: in the batches, and in the whole split.
+        num_terms: of the loss; None where only the measurement tells.
+        test_batches: beside training data, where there are test data.
+        split: "train", "test", or None where there is one data set alone.
+        source: how messages call the data.
+        description, sha256: for the result.
+        loss: as `Objective` takes it; its words for the result.
+        task: the data as a task; None for data of another form.
+        foreign: the loss where it is not the task's own: then a batch is tried first.
+    """
+
+    batches: Sequence[Any]
+    num_samples: int
+    num_samples_total: int
+    num_terms: int | None
+    test_batches: Sequence[Any] | None
+    split: str | None
+    source: str
+    description: str
+    sha256: str
+    loss: Callable[..., Any]
+    loss_words: str
+    task: Task | None
+    foreign: Loss | None = None
+
+
+def _probed(words: _Words, request: Request) -> _Probed:
+    own_code = request.data is not None and is_code(request.data)
     try:
-        return build_task(
-            words.task,
-            noise_seed=words.noise_seed,
-            allow_code=request.allow_code,
-            **dict(words.task_options),
-        )
+        loss = None
+        if request.loss is not None:
+            loss = build_loss(request.loss, allow_code=request.allow_code)
+        if own_code and loss is not None:
+            data = probe_data(
+                words.task, request.data_args, allow_code=request.allow_code, seed=request.seed
+            )
+            if isinstance(data, ProbeData):
+                return _of_foreign(data, loss, request)
+            return _of_task(data, loss, words, request)
+        if own_code and request.data_args:
+            task = strict_task(words.task, request.data_args, allow_code=request.allow_code)
+        else:
+            task = build_task(
+                words.task,
+                noise_seed=words.noise_seed,
+                allow_code=request.allow_code,
+                **dict(words.task_options),
+            )
+        return _of_task(task, loss, words, request)
     except (ValueError, OSError) as error:
-        raise CommandError(BAD_INPUT, str(error)) from error
+        hint = "; with --loss any other form will do" if own_code and not request.loss else ""
+        raise CommandError(BAD_INPUT, f"{error}{hint}") from error
+
+
+def _of_task(task: Task, loss: Loss | None, words: _Words, request: Request) -> _Probed:
+    split = getattr(task, request.split)
+    rows = fixed_rows(request.max_samples or len(split), len(split), seed=request.seed)
+    chosen = Split(split.inputs[rows], split.targets[rows])
+    noise = "" if words.noise_seed is None else "; each seed has its own draw of the noise"
+    smoothing = f", label smoothing {words.label_smoothing:g}" if words.label_smoothing else ""
+    probed = _Probed(
+        batches=chosen.batches(request.batch_size),
+        num_samples=len(chosen),
+        num_samples_total=len(split),
+        num_terms=chosen.targets.numel(),
+        test_batches=task.test.batches(_TEST_BATCH) if request.split == "train" else None,
+        split=request.split,
+        source=f"task {task.name}",
+        description=f"{task.description}{noise}",
+        sha256=task.sha256,
+        loss=partial(task.loss, label_smoothing=words.label_smoothing),
+        loss_words=f"mean cross-entropy in nats{smoothing}; weight decay is not in it",
+        task=task,
+    )
+    if loss is None or loss.word == "cross-entropy":  # the task's own
+        return probed
+    return replace(
+        probed, loss=loss.function, loss_words=loss.description, num_terms=None, foreign=loss
+    )
+
+
+def _of_foreign(data: ProbeData, loss: Loss, request: Request) -> _Probed:
+    if request.split == "test" and "test" not in data.sets:
+        raise CommandError(
+            USAGE,
+            f"{data.source} returned one data set and no test data: leave --split out, or return "
+            "(training, test)",
+        )
+    split = request.split if "test" in data.sets else None
+    chosen = data.sets[split or ""].choose(
+        request.max_samples, batch_size=request.batch_size, seed=request.seed
+    )
+    test = None
+    if split == "train":
+        test = data.sets["test"].choose(None, batch_size=_TEST_BATCH, seed=request.seed).batches
+    return _Probed(
+        batches=chosen.batches,
+        num_samples=chosen.num_rows,
+        num_samples_total=chosen.num_rows_total,
+        num_terms=None,
+        test_batches=test,
+        split=split,
+        source=data.source,
+        description=f"{data.source}, batches as {chosen.described}",
+        sha256=chosen.sha256,
+        loss=loss.function,
+        loss_words=loss.description,
+        task=None,
+        foreign=loss,
+    )
+
+
+def _network(words: _Words, probed: _Probed, request: Request) -> nn.Module:
+    """The network without the checkpoint's weights; raises as `build_model`."""
+    arguments: dict[str, Any] = dict(request.model_args)
+    word = parse_model(words.model)
+    if word.key in CODE or word.key.startswith("timm:"):  # the others read texts by their tables
+        arguments = {name: literal(text) for name, text in arguments.items()}
+    if word.key in CODE and probed.foreign is not None:
+        arguments = {**word.options, **arguments}
+        return foreign_model(word.argument, arguments, allow_code=request.allow_code)
+    every = [*probed.batches, *(probed.test_batches or ())]
+    task = probed.task or stand_in_task(every, probed.source)
+    model: nn.Module = build_model(
+        words.model, task, seed=0, allow_code=request.allow_code, **arguments
+    )
+    return model
 
 
 def _loaded(
-    checkpoint: Checkpoint, words: _Words, task: Task, request: Request
+    checkpoint: Checkpoint, words: _Words, probed: _Probed, request: Request
 ) -> tuple[nn.Module, LoadReport]:
     """The network with the checkpoint's weights, and what became of each of them."""
     try:
-        model = build_model(
-            words.model,
-            task,
-            seed=0,
-            allow_code=request.allow_code,
-            **dict(request.model_args),
-        )
+        model = _network(words, probed, request)
         report = load_weights(
             model,
             checkpoint,
@@ -344,14 +482,14 @@ def _loaded(
 
 
 def _weights_of(
-    checkpoint: Checkpoint, words: _Words, task: Task, request: Request
+    checkpoint: Checkpoint, words: _Words, probed: _Probed, request: Request
 ) -> dict[str, Tensor]:
-    model, _ = _loaded(checkpoint, words, task, request)
+    model, _ = _loaded(checkpoint, words, probed, request)
     return dict(model.named_parameters())
 
 
 def _trajectory(
-    checkpoint: Checkpoint, words: _Words, task: Task, request: Request
+    checkpoint: Checkpoint, words: _Words, probed: _Probed, request: Request
 ) -> list[tuple[str, dict[str, Tensor]]]:
     """The run's saved weights before these, by epoch."""
     path = Path(checkpoint.path)
@@ -371,7 +509,7 @@ def _trajectory(
             f"{checkpoint.path}: --directions pca needs two or more earlier checkpoints of the run "
             f"in {folder}, found {len(found)}: train with --save-every",
         )
-    return [(epoch, _weights_of(saved, words, task, request)) for epoch, saved in found]
+    return [(epoch, _weights_of(saved, words, probed, request)) for epoch, saved in found]
 
 
 def _same_weights(first: Checkpoint, second: Checkpoint) -> bool:
@@ -393,35 +531,40 @@ def _subject(
     checkpoint: Checkpoint,
     method: str,
     words: _Words,
-    task: Task,
+    probed: _Probed,
     request: Request,
     landmarks: Sequence[tuple[str, dict[str, Tensor]]],
 ) -> Subject:
-    model, report = _loaded(checkpoint, words, task, request)
-    trajectory = _trajectory(checkpoint, words, task, request) if request.with_trajectory else []
-    probed = getattr(task, request.split)
-    rows = fixed_rows(request.max_samples or len(probed), len(probed), seed=request.seed)
-    chosen = Split(probed.inputs[rows], probed.targets[rows])
+    model, report = _loaded(checkpoint, words, probed, request)
     model.to(request.device)
+    if probed.foreign is not None:
+        try:
+            check_batches(
+                model,
+                probed.foreign,
+                [*probed.batches, *(probed.test_batches or ())],
+                model_word=words.model,
+                data=probed.source,
+            )
+        except ValueError as error:
+            raise CommandError(BAD_INPUT, str(error)) from error
+    trajectory = _trajectory(checkpoint, words, probed, request) if request.with_trajectory else []
     return Subject(
         model=model,
-        loss=partial(task.loss, label_smoothing=words.label_smoothing),
-        batches=chosen.batches(request.batch_size),
+        loss=probed.loss,
+        batches=probed.batches,
         label=_label(method, checkpoint),
         method=method,
         seed=(checkpoint.run or {}).get("seed"),
-        test_batches=task.test.batches(_TEST_BATCH) if request.split == "train" else None,
+        test_batches=probed.test_batches,
         data={
-            "description": task.description
-            + ("" if words.noise_seed is None else "; each seed has its own draw of the noise"),
-            "split": request.split,
-            "num_samples": len(chosen),
-            "num_samples_total": len(probed),
-            "num_terms": chosen.targets.numel(),
-            "sha256": task.sha256,
-            "loss": "mean cross-entropy in nats"
-            + (f", label smoothing {words.label_smoothing:g}" if words.label_smoothing else "")
-            + "; weight decay is not in it",
+            "description": probed.description,
+            "split": probed.split,
+            "num_samples": probed.num_samples,
+            "num_samples_total": probed.num_samples_total,
+            "num_terms": probed.num_terms,
+            "sha256": probed.sha256,
+            "loss": probed.loss_words,
         },
         checkpoint={
             "path": checkpoint.path,

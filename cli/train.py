@@ -254,7 +254,9 @@ def _folder(settings: Settings, recipe: Recipe) -> Path:
 
 def _train(settings: Settings, recipe: Recipe, folder: Path, argv: Sequence[str]) -> int:
     quiet = settings["quiet"]
-    known = None if settings["overwrite"] else finished_comparison(recipe, folder)
+    known = None
+    if not settings["overwrite"]:
+        known = finished_comparison(recipe, folder, resume=settings["resume"])
     if known is not None and (folder / REPORT).is_file():
         _answer(settings, folder, known)
         return DONE

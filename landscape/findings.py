@@ -8,6 +8,7 @@ cut short or edited by hand is refused rather than believed.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ import math
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 RESULT, ARRAYS = "result.json", "arrays.nc"
+STALE_SECONDS = 600.0  # a temporary that nobody has written to for so long was left by a kill
 
 # Ids are ours ("c0", "r12"); what a user named never reaches a variable name or a file name.
 _IDENTIFIER = re.compile(r"[a-z][0-9]{1,9}")
@@ -340,6 +343,7 @@ def _read(path: Path) -> bytes:
 @contextlib.contextmanager
 def _complete(folder: Path, name: str, raw: bytes) -> Iterator[Callable[[], None]]:
     """The bytes, whole and on disk under a temporary name; yields what gives them their name."""
+    _remove_stale(folder, name)
     handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=folder)
     try:
         with _naming(folder / name), os.fdopen(handle, "wb") as file:
@@ -351,6 +355,14 @@ def _complete(folder: Path, name: str, raw: bytes) -> Iterator[Callable[[], None
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def _remove_stale(folder: Path, name: str) -> None:
+    """Removes the temporaries of this file that a killed process left; not one being written."""
+    for path in folder.glob(f".{glob.escape(name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
 
 
 @contextlib.contextmanager

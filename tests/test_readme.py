@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from benchmarks.readme import rules_table
 
@@ -33,6 +34,14 @@ def arrays():
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(60, 4)).astype("float32"), generator.integers(0, 3, 60)
     return (x[:40], y[:40]), (x[40:], y[40:])
+
+def batches():
+    (x, y), _ = arrays()
+    return iter([{"x": x[i : i + 20], "y": y[i : i + 20]} for i in (0, 20)])
+
+def loss(model, batch):
+    import torch
+    return torch.nn.functional.cross_entropy(model(batch["x"]), batch["y"]), len(batch["y"])
 """
 
 
@@ -92,6 +101,8 @@ def test_every_command_runs_in_a_fresh_folder(tmp_path):
             torch.save(mlp.state_dict(), tmp_path / "net.pt")
         elif "nets.py" in command:
             torch.save(namespace["build"]().state_dict(), tmp_path / "net.pt")
+        elif "foreign.safetensors" in command:
+            save_file(torch.nn.Linear(64, 10).state_dict(), tmp_path / "foreign.safetensors")
         short = SHORT_PROBE if command.startswith("landscape-probe") else SHORT_TRAIN
         if "--list" in command:
             short = ""
@@ -103,7 +114,8 @@ def test_every_command_runs_in_a_fresh_folder(tmp_path):
         seen.add(command.split()[0])
     assert seen == {"landscape-train", "landscape-probe"}
     assert (tmp_path / "runs/demo/sam-rho=0.1-seed0/probe/report.html").exists()
-    assert (tmp_path / "mine/report.html").exists()
+    for name in ("mine", "foreign", "own"):
+        assert (tmp_path / name / "report.html").exists()
     assert (tmp_path / "runs/x/probe/report.html").exists()
 
 

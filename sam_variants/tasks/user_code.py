@@ -15,7 +15,9 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
-_OURS = ("landscape", "sam_variants", "cli", "landscape_cli")
+_OURS = [
+    Path(__file__).resolve().parents[2] / name for name in ("landscape", "sam_variants", "cli")
+]
 
 
 def run_factory(word: str, /, *, allow_code: bool = False, **arguments: Any) -> Any:
@@ -156,15 +158,13 @@ def users_place(error: BaseException) -> str | None:
     That is neither this project's, nor Python's, nor that of an installed package; None where no
     such frame took part.
     """
-    installed = [Path(folder).resolve() for folder in set(sysconfig.get_paths().values())]
+    installed = ("stdlib", "platstdlib", "purelib", "platlib")
+    foreign = [*_OURS, *(Path(sysconfig.get_path(name)).resolve() for name in installed)]
     cause: BaseException | None = error
     while cause is not None:
         for frame, line in reversed(list(traceback.walk_tb(cause.__traceback__))):
             path = Path(frame.f_code.co_filename)
-            package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-            if package in _OURS or not path.is_file():
-                continue
-            if not any(folder in path.resolve().parents for folder in installed):
+            if path.is_file() and not set(foreign) & set(path.resolve().parents):
                 return f"{path}:{line}"
         cause = cause.__cause__
     return None

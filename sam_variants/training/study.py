@@ -43,21 +43,37 @@ def default_folder(recipe: Recipe) -> Path:
     return Path("runs") / f"{safe}-{recipe.hash}"
 
 
-def finished_comparison(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
+def finished_comparison(
+    recipe: Recipe, folder: Path, *, resume: bool = False
+) -> dict[str, Any] | None:
     """The comparison of a study that is complete in this folder, or None.
 
+    With `resume` a study without a readable metrics.jsonl is not complete: its runs write it again.
+
     Raises:
-        FolderError: comparison.json is there and cannot be read.
+        BadInputError: comparison.json or a metrics.jsonl cannot be read, or the one is not what the
+            others give.
     """
     path = folder / COMPARISON
     complete = all((folder / run.name / CHECKPOINT).is_file() for run in recipe.runs)
     if not path.is_file() or not complete or stored_differences(recipe, folder) != []:
         return None
     try:
+        expected = _comparison(recipe, folder)
+    except BadInputError:
+        if resume:
+            return None
+        raise
+    try:
         comparison = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FolderError(f"cannot read {path}: {error}; remove it, then --resume") from error
-    return comparison if isinstance(comparison, dict) and comparison.get("variants") else None
+        raise BadInputError(f"cannot read {path}: {error}; remove it, then --resume") from error
+    if comparison != json.loads(json.dumps(expected)):
+        raise BadInputError(
+            f"{path} is not what the runs' {METRICS} give (edited, or of another version): remove "
+            "it, then --resume writes it again"
+        )
+    return expected
 
 
 def stored_differences(recipe: Recipe, folder: Path) -> list[str] | None:
@@ -116,10 +132,10 @@ def train_study(
     from sam_variants.training.workers import Order, num_cores, run_here, run_parallel
 
     _check_folder(folder)
-    if overwrite or finished_comparison(recipe, folder) is None:
+    if overwrite or finished_comparison(recipe, folder, resume=resume) is None:
         _check_device(recipe)
     with _removed_if_nothing_began(folder), locked(folder):
-        finished = None if overwrite else finished_comparison(recipe, folder)
+        finished = None if overwrite else finished_comparison(recipe, folder, resume=resume)
         if finished is not None:
             if not (folder / REPORT).is_file():
                 _write_report(recipe, folder, finished, command)
@@ -137,7 +153,7 @@ def train_study(
                     order, pending, jobs=jobs, interruption=interruption, report=report
                 )
             _raise_failures(recipe, folder, endings, interruption, warn)
-            comparison = compare([_result(recipe, folder, run) for run in recipe.runs])
+            comparison = _comparison(recipe, folder)
             write_json(folder / COMPARISON, comparison)
             _write_report(recipe, folder, comparison, command)
         return comparison
@@ -261,7 +277,13 @@ def read_history(folder: Path, run: Run) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise BadInputError(f"cannot read {path}: {error}; --resume writes it again") from error
+    if not lines or not all(isinstance(line, dict) for line in lines):
+        raise BadInputError(f"{path} is not what a training writes; --resume writes it again")
     return lines
+
+
+def _comparison(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    return compare([_result(recipe, folder, run) for run in recipe.runs])
 
 
 def _result(recipe: Recipe, folder: Path, run: Run) -> RunResult:

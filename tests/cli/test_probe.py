@@ -227,12 +227,25 @@ def test_the_configuration_round_trips(tmp_path, capsys):
     assert "metrics = [" in first
 
 
-def test_a_dry_run_measures_nothing(runs, tmp_path, capsys):
-    assert main([str(runs), "--quick", "--dry-run", "--out", str(tmp_path / "o")]) == 0
-    out = capsys.readouterr().out
-    assert "would probe 4 checkpoints on at most 1000 samples" in out
-    assert "166 matrix-vector products" in out
-    assert not (tmp_path / "o").exists()
+def test_a_dry_run_measures_nothing_and_says_what_it_would_cost(runs, tmp_path, capsys):
+    out = tmp_path / "o"
+    assert main([str(runs), "--quick", "--dry-run", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "would probe 4 checkpoints" in told
+    assert "density: 10 runs of 15 steps" in told
+    assert "all checkpoints: about" in told
+    assert main([str(runs), "--quick", "--dry-run", "--json", "--out", str(out)]) == 0
+    document = json.loads(capsys.readouterr().out)
+    stages = {row["stage"]: row for row in document["checkpoints"][0]["stages"]}
+    assert stages["trace"]["typical"]["products"] == 16
+    assert document["total"]["typical"]["seconds"] > 0
+    assert not out.exists()
+
+
+def test_a_dry_run_opens_what_the_probe_would_open(tmp_path, capsys):
+    (tmp_path / "net.pt").write_bytes(b"")
+    assert main([str(tmp_path / "net.pt"), "--dry-run", "--out", str(tmp_path / "o")]) == 3
+    assert "the file is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
