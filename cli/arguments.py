@@ -39,6 +39,16 @@ class CommandError(Exception):
         self.message = " ".join(message.split())
 
 
+class OutOfMemory(CommandError):
+    """Memory ran out while the probe data went through the model."""
+
+    def __init__(self, num_rows: int | None = None) -> None:
+        even = "" if num_rows is None else f" even with {num_rows} samples at a time"
+        super().__init__(
+            NUMERICAL, f"out of memory{even}: give a smaller --micro-batch, or fewer --max-samples"
+        )
+
+
 class Kind(Protocol):
     """What an argument's value may be. `Range` and `Choice` are kinds too."""
 

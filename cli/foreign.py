@@ -397,6 +397,14 @@ def is_pair(batch: Any) -> bool:
     return isinstance(batch, (tuple, list)) and len(batch) == 2
 
 
+def first_rows(batch: Any, size: int | None) -> Any:
+    """The batch with at most so many of its rows; None, or rows of several lengths: all of it."""
+    num_rows = _num_rows(batch)
+    if size is None or num_rows is None or num_rows <= size:
+        return batch
+    return _rows_of(batch, torch.arange(size))
+
+
 def described(thing: Any) -> str:
     """The form of a batch in words: `((500, 3, 24, 24) float32, (500,) int64)`."""
     if isinstance(thing, (Tensor, np.ndarray)):

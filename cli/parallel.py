@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from landscape.plan import ProbePlan
 from sam_variants.training.workers import signals_blocked
 
-from .arguments import INTERNAL, CommandError
+from .arguments import INTERNAL, CommandError, OutOfMemory
 
 if TYPE_CHECKING:
     from landscape.probing import Measured, Session
@@ -191,6 +191,8 @@ def _gather(
                 ) from None
             if kind == "progress":
                 progress(index, *content)
+            elif kind == "out of memory":
+                raise OutOfMemory
             elif kind == "error":
                 raise CommandError(*content)
             else:
@@ -215,6 +217,8 @@ def _work(channel: Connection, stop: Any, order: Order, share: Sequence[int]) ->
             channel.send(("range", session.measure_at_weights()))
             session.measure_around(channel.recv())
         channel.send(("done", (session.results(), data, session.complete)))
+    except OutOfMemory:
+        channel.send(("out of memory", None))
     except CommandError as error:
         channel.send(("error", (error.code, error.message)))
     except Exception as error:

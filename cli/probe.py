@@ -39,6 +39,7 @@ from .arguments import (
     USAGE,
     Argument,
     CommandError,
+    OutOfMemory,
     Settings,
     Switch,
     Text,
@@ -59,6 +60,7 @@ PROG = "landscape-probe"
 QUICK_SAMPLES = 1000
 SMALL_BYTES = 16_000_000  # of a checkpoint file with weights, momentum and history
 DEFAULT_SAMPLES = 4000
+HALVINGS = 4  # of the rows at a time, where memory runs out
 
 _COUNT = Range(0, math.inf, None, integer=True, optional=True)
 _POSITIVE = Range(0, math.inf, None, open_low=True, optional=True)
@@ -210,6 +212,8 @@ def _main(argv: Sequence[str]) -> int:
         deadline = _deadline(settings["time_budget"])
         model_args = dict(_pair("--model-arg", word) for word in settings["model_arg"])
         _check_loss_and_data(settings)
+        if settings["resume"] and settings["overwrite"]:
+            raise ValueError("--resume keeps what --overwrite would replace: give one of them")
     if settings["print_config"]:
         print(to_toml(_config(settings)), end="")
         return DONE
@@ -226,6 +230,8 @@ def _main(argv: Sequence[str]) -> int:
     if plan.directions == "checkpoints" and len(paths) < 2:
         raise CommandError(USAGE, "--directions checkpoints needs two or more of them, got one")
     out = _out_folder(settings, paths)
+    if out.is_symlink():
+        raise CommandError(USAGE, f"{out}: is a symbolic link; give the folder that it points to")
     if settings["dry_run"]:
         return _dry_run(_prepare(plan, paths, settings, model_args, argv), out, settings)
     earlier = None if settings["overwrite"] else _earlier(out, plan, settings, paths)
@@ -236,7 +242,11 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _check_loss_and_data(settings: Settings) -> None:
-    """Raises ValueError for a loss that is none, and for options of data that take none."""
+    """Raises ValueError for a loss that is none, options that are not taken, code not allowed."""
+    for name in ("model", "data", "loss"):
+        word = settings[name]
+        if is_code(word) and word.rpartition(":")[0].endswith(".py") and not settings["allow_code"]:
+            raise ValueError(f"--{name} {word} would run this file; give --allow-code to allow it")
     if settings["loss"] is not None:
         check_loss(settings["loss"])
     for word in settings["data_arg"]:
@@ -319,6 +329,7 @@ def _prepare(
         trust_pickle=settings["trust_pickle"],
         max_gigabytes=settings["max_checkpoint_gb"],
         allow_missing=settings["allow_missing"],
+        micro_batch=plan.micro_batch,
         loss=settings["loss"],
         data_args=dict(_pair("--data-arg", word) for word in settings["data_arg"]),
     )
@@ -383,13 +394,22 @@ def _probe(
         def is_over() -> bool:
             return interruption.signal is not None or time.monotonic() > deadline
 
-        try:
+        def measured(order: Order) -> tuple[Any, ...]:
             run = measure_here if jobs == 1 else measure
             results, data, complete = run(order, jobs=jobs, is_over=is_over, progress=bars)
             connection = None
             if plan.connect is not None and complete:
                 connection = connect_here(order, is_over=is_over, progress=bars)
                 complete = connection is not None
+            return results, data, complete, connection
+
+        try:
+            while True:
+                try:
+                    results, data, complete, connection = measured(order)
+                    break
+                except OutOfMemory:
+                    order = _with_half_the_rows(order, at_first=prepared.order)
         finally:
             bars.close()
         if not results:
@@ -407,7 +427,14 @@ def _probe(
         )
         if settings["loss"] is not None:
             _tell_of_the_loss(findings, settings)
-        findings.document["request"] = _request_of(settings)
+        if order is not prepared.order:
+            rows = order.request.micro_batch
+            findings.document["warnings"].append(
+                f"Memory ran out: {rows} samples went through the model at a time."
+            )
+        findings.document["request"] = _request_of(settings, order.paths) | {
+            "files": _files_of(settings, prepared.checkpoints)
+        }
         findings.document["training"] = training_section(prepared.checkpoints)
         _write(findings, out, overwrite=settings["overwrite"] or earlier is not None)
         code = _answer(findings, out, settings)
@@ -431,6 +458,23 @@ def _tell_of_the_loss(findings: Findings, settings: Settings) -> None:
             f"--data {settings['data']} returned other data when it was called again, so the "
             "numbers do not compare and nothing was saved: seed its random numbers",
         )
+
+
+def _with_half_the_rows(order: Order, *, at_first: Order) -> Order:
+    """The same with half as many rows at a time; raises OutOfMemory after so many halvings."""
+    now, then = (
+        each.request.micro_batch
+        or min(each.request.batch_size, each.request.max_samples or each.request.batch_size)
+        for each in (order, at_first)
+    )
+    half = (now + 1) // 2
+    if half == now or half * 2**HALVINGS < then or order.plan.batch_norm == "batch":
+        raise OutOfMemory(now)
+    return dataclasses.replace(
+        order,
+        plan=dataclasses.replace(order.plan, micro_batch=half),
+        request=dataclasses.replace(order.request, micro_batch=half),
+    )
 
 
 def _are_small(paths: Sequence[Path]) -> bool:
@@ -534,14 +578,13 @@ def _earlier(
         raise CommandError(
             BAD_INPUT, f"{error}; choose another folder with --out, or --overwrite"
         ) from error
-    hashes = [_sha256(path, settings) for path in paths]
-    measured = {c["id"]: c["provenance"]["checkpoint_sha256"] for c in findings.checkpoints}
     document = findings.document
+    asked = dict(document.get("request") or {})
+    files = asked.pop("files", {})
     same = (
-        all(measured.get(f"c{i}") in (own, None) for i, own in enumerate(hashes))
+        asked == _request_of(settings, paths)
         and document["settings"] == _as_read_back(dataclasses.asdict(plan))
-        and document.get("request") == _as_read_back(_request_of(settings))
-        and (len(measured) == len(hashes) or not document["complete"])
+        and all(_hash_of(Path(name)) == known for name, known in files.items())
     )
     if same and (document["complete"] or settings["resume"]):
         return findings
@@ -559,34 +602,58 @@ def _sha256(path: Path, settings: Settings) -> str:
     if path.is_dir() or path.name.endswith(".index.json"):
         from landscape.checkpoints import read_checkpoint
 
-        checkpoint = read_checkpoint(
-            path,
-            state_key=settings["state_key"],
-            trust_pickle=settings["trust_pickle"],
-            max_gigabytes=settings["max_checkpoint_gb"],
-        )
+        try:
+            checkpoint = read_checkpoint(
+                path,
+                state_key=settings["state_key"],
+                trust_pickle=settings["trust_pickle"],
+                max_gigabytes=settings["max_checkpoint_gb"],
+            )
+        except CheckpointError as error:
+            raise CommandError(BAD_INPUT, str(error)) from error
         return str(checkpoint.sha256)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    known = _hash_of(path)
+    if known is None:
+        raise CommandError(BAD_INPUT, f"{path}: cannot be read")
+    return known
 
 
-def _request_of(settings: Settings) -> dict[str, Any]:
-    """What decides the data, beside the plan."""
+def _request_of(settings: Settings, paths: Sequence[Path]) -> dict[str, Any]:
+    """What decides the answer, beside the plan and the files that data and code come from."""
     names = ("model", "model_arg", "data", "data_arg", "loss", "data_dir", "split", "batch_size",
              "allow_nonfinite", "state_key", "allow_missing")  # fmt: skip
-    files = {
-        word: hashlib.sha256(path.read_bytes()).hexdigest()
-        for word in (settings["model"], settings["data"], settings["loss"])
-        if word is not None and (path := _file_of(word)).is_file()
-    }
     chosen = {name: settings[name] for name in names}
-    return _as_read_back(chosen | {"max_samples": _num_samples(settings), "files": files})
+    hashes = [_sha256(path, settings) for path in paths]
+    return _as_read_back(chosen | {"max_samples": _num_samples(settings), "checkpoints": hashes})
 
 
-def _file_of(word: str) -> Path:
-    """The file in `FILE.py:factory`, `npz:FILE` or `text:FILE`."""
+def _files_of(settings: Settings, checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
+    """The hashes of the files that the user, or a checkpoint's recipe, named for data and code."""
+    words = {settings["model"], settings["data"], settings["loss"]}
+    for checkpoint in checkpoints:
+        recipe = checkpoint.recipe or {}
+        words |= {recipe.get("model"), recipe.get("task")}
+    found = {path.resolve() for word in words - {None} if (path := _file_of(str(word)))}
+    return {str(path): known for path in sorted(found) if (known := _hash_of(path)) is not None}
+
+
+def _hash_of(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _file_of(word: str) -> Path | None:
+    """The file in `FILE.py:name`, `npz:FILE` or `text:FILE`, or that of `package.module:name`."""
     kind, _, rest = word.partition(":")
-    return Path(rest if kind in ("npz", "text") else word.rpartition(":")[0] or word)
+    path = Path(rest if kind in ("npz", "text") else word.rpartition(":")[0] or word)
+    if path.is_file():
+        return path
+    module = sys.modules.get(word.rpartition(":")[0])
+    origin = getattr(module, "__file__", None)
+    return None if origin is None else Path(origin)
 
 
 def _as_read_back(values: Mapping[str, Any]) -> dict[str, Any]:

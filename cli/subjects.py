@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from landscape.checkpoints import (
@@ -21,6 +22,7 @@ from landscape.checkpoints import (
     load_weights,
     read_checkpoint,
 )
+from landscape.checkpoints.names import bare
 from landscape.probing import Subject
 from sam_variants import VARIANTS
 from sam_variants.tasks import (
@@ -36,9 +38,17 @@ from sam_variants.tasks import (
 from sam_variants.tasks.user_code import users_place
 from sam_variants.training.evaluation import fixed_rows
 
-from .arguments import BAD_INPUT, NUMERICAL, USAGE, CommandError
+from .arguments import BAD_INPUT, NUMERICAL, USAGE, CommandError, OutOfMemory
 from .dry_batch import check_batches
-from .foreign import ProbeData, foreign_model, literal, probe_data, stand_in_task, strict_task
+from .foreign import (
+    ProbeData,
+    first_rows,
+    foreign_model,
+    literal,
+    probe_data,
+    stand_in_task,
+    strict_task,
+)
 from .losses import Loss, build_loss, is_code
 
 _TEST_BATCH = 2000
@@ -62,6 +72,7 @@ class Request:
         landmarks: checkpoints whose weights come along, the first among those probed.
         state_key, trust_pickle, max_gigabytes: as `read_checkpoint` takes them.
         allow_missing: globs of names that a checkpoint may lack.
+        micro_batch: rows that go through the model at a time; None: a batch's.
         loss: a word of LOSSES; None: the task's own, with the recipe's label smoothing.
         data_args: what the data's factory is called with, as texts.
     """
@@ -83,6 +94,7 @@ class Request:
     trust_pickle: bool = False
     max_gigabytes: float = MAX_GIGABYTES
     allow_missing: Sequence[str] = ()
+    micro_batch: int | None = None
     loss: str | None = None
     data_args: Mapping[str, str] = field(default_factory=dict)
 
@@ -179,6 +191,7 @@ class _Words:
         task = request.data or recipe.get("task")
         for word, option, meant in ((model, "--model", "network"), (task, "--data", "data")):
             if word is None:
+                refuse_colliding_names(checkpoint)
                 raise CommandError(
                     USAGE,
                     f"{checkpoint.path} is a plain state dict and does not say which {meant} it "
@@ -213,6 +226,18 @@ def _refuse_code(checkpoint: Checkpoint, option: str, word: Word | None) -> None
         )
 
 
+def refuse_colliding_names(checkpoint: Checkpoint) -> None:
+    """What no model could take is told before anyone is asked for the model."""
+    taken: dict[tuple[str, ...], str] = {}
+    for name in checkpoint.weights:
+        other = taken.setdefault(bare(name), name)
+        if other != name:
+            raise CommandError(
+                BAD_INPUT,
+                f"{checkpoint.path}: two keys become one without their prefixes: {other}, {name}",
+            )
+
+
 def read_all(paths: Sequence[Path], request: Request) -> list[Checkpoint]:
     """The checkpoints in these files and folders.
 
@@ -243,13 +268,15 @@ def numerical_errors() -> Iterator[None]:
     """
     try:
         yield
-    except FloatingPointError as error:
-        raise CommandError(NUMERICAL, str(error)) from error
-    except ValueError as error:
-        raise CommandError(BAD_INPUT, str(error)) from error
     except CommandError:
         raise
     except Exception as error:
+        if _is_out_of_memory(error):
+            raise OutOfMemory from error
+        if isinstance(error, FloatingPointError):
+            raise CommandError(NUMERICAL, str(error)) from error
+        if isinstance(error, ValueError):
+            raise CommandError(BAD_INPUT, str(error)) from error
         place = users_place(error)
         if place is not None:  # the user's own model or loss, on a later batch or other weights
             raise CommandError(
@@ -259,6 +286,15 @@ def numerical_errors() -> Iterator[None]:
             raise
         message = str(error).strip().splitlines() or [type(error).__name__]  # what torch says
         raise CommandError(NUMERICAL, f"torch could not compute this: {message[0]}") from error
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out, in the user's own code too, whose errors are told by their line."""
+    while error is not None:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            return True
+        error = error.__cause__
+    return False
 
 
 def methods_of(checkpoints: Sequence[Checkpoint]) -> list[str]:
@@ -542,11 +578,16 @@ def _subject(
             check_batches(
                 model,
                 probed.foreign,
-                [*probed.batches, *(probed.test_batches or ())],
+                [
+                    first_rows(batch, request.micro_batch)
+                    for batch in [*probed.batches, *(probed.test_batches or ())]
+                ],
                 model_word=words.model,
                 data=probed.source,
             )
         except ValueError as error:
+            if _is_out_of_memory(error):
+                raise OutOfMemory from error
             raise CommandError(BAD_INPUT, str(error)) from error
     trajectory = _trajectory(checkpoint, words, probed, request) if request.with_trajectory else []
     return Subject(
@@ -563,6 +604,7 @@ def _subject(
             "num_samples": probed.num_samples,
             "num_samples_total": probed.num_samples_total,
             "num_terms": probed.num_terms,
+            "noise_seed": words.noise_seed,
             "sha256": probed.sha256,
             "loss": probed.loss_words,
         },

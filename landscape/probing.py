@@ -212,7 +212,11 @@ class Session:
         if earlier is not None and earlier.entry.get("at_weights"):
             self._take_over(record, earlier)
             return
-        measure_loss(record)
+        try:
+            measure_loss(record)
+        except FloatingPointError as error:  # a damaged file may be why
+            told = (subject.checkpoint.get("load_report") or {}).get("warnings") or []
+            raise FloatingPointError("; ".join([str(error), *told])) from error
         whole = position in self._whole
         measure_spectrum(record, with_density=whole and bool(self.plan.density_runs))
         if self.plan.dynamics:

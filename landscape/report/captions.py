@@ -77,7 +77,7 @@ def load_notes(checkpoint: Mapping[str, Any]) -> list[str]:
             listed = ", ".join(clean(name) for name in names[:5])
             more = ", …" if len(names) > 5 else ""
             notes.append(f"{len(names)} {words}: {listed}{more}")
-    return notes
+    return [*notes, *map(clean, report.get("warnings") or [])]
 
 
 def verdict(findings: Findings, comparison: Mapping[str, Any]) -> str:

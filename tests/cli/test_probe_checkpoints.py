@@ -118,3 +118,43 @@ def test_a_checkpoint_does_not_choose_the_code_that_is_run(tmp_path, capsys, key
         assert f"asks for the code {word}" in line
         assert "--allow-code" in line
         assert not canary.exists()
+
+
+def test_data_that_were_replaced_are_another_question(tmp_path, capsys):
+    """The recipe names the file, not the user: its bytes are part of the question all the same."""
+    import numpy as np
+
+    from cli.train import main as train
+
+    def write(seed):
+        generator = np.random.default_rng(seed)
+        x, y = generator.normal(size=(90, 5)).astype("float32"), generator.integers(0, 3, 90)
+        np.savez(tmp_path / "d.npz", x_train=x[:60], y_train=y[:60], x_test=x[60:], y_test=y[60:])
+
+    write(0)
+    study = ["--variants", "erm", "--task", f"npz:{tmp_path / 'd.npz'}", "--model", "logistic"]
+    more = ["--epochs", "1", "--jobs", "1", "--probe-every", "never", "--quiet"]
+    assert train([*study, *more, "--out", str(tmp_path / "study")]) == 0
+    without = [word for word in BARE if word not in ("--model", "logistic", "--data", "digits")]
+    words = [str(tmp_path / "study"), *without, "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert main(words) == 0
+    write(1)
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "another result" in capsys.readouterr().err
+
+
+def test_a_seed_more_is_another_question(weights, tmp_path, capsys):
+    for name in "ab":
+        torch.save({n: w + ord(name) / 1e3 for n, w in weights.items()}, tmp_path / f"{name}.pt")
+    words = [*BARE, "--out", str(tmp_path / "out")]
+    assert main([str(tmp_path / "a.pt"), *words]) == 0
+    assert main([str(tmp_path / "a.pt"), str(tmp_path / "b.pt"), *words]) == 2
+    assert main([str(tmp_path / "a.pt"), str(tmp_path / "b.pt"), *words, "--resume"]) == 2
+    assert "another result" in capsys.readouterr().err
+
+
+def test_resume_and_overwrite_exclude_each_other(tmp_path, capsys):
+    assert main([str(tmp_path), "--resume", "--overwrite"]) == 2
+    assert "give one of them" in capsys.readouterr().err

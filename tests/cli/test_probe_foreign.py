@@ -574,7 +574,7 @@ def test_47_a_file_is_not_run_without_allow_code(wrong, tmp_path, capsys, which)
     ours = {"--model": "logistic", "--data": "digits", "--loss": "mse"}
     for option in ours.keys() - {which}:
         arguments[arguments.index(option) + 1] = ours[option]
-    line = refused(arguments, capsys, code=3)
+    line = refused(arguments, capsys, code=2)
     assert "give --allow-code to allow it" in line
     assert not (tmp_path / "ran").exists()
 
