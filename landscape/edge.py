@@ -15,16 +15,20 @@ def gradient_edge(
 ) -> float:
     """The curvature above which full-batch SGD with momentum diverges on a quadratic.
 
+        lambda < 2 / lr - weight_decay                             beta = 0, whatever d
         lambda < 2 (1 + beta) / ((1 - d) lr) - weight_decay        heavy ball, dampening d
         lambda < 2 (1 + beta) / ((1 + 2 beta) lr) - weight_decay   Nesterov
 
-    2/lr without momentum and decay. Decay adds its number to every eigenvalue that the iteration
-    sees. Units: loss / parameter^2. Infinite with dampening 1, where no gradient enters.
+    Decay adds its number to every eigenvalue that the iteration sees. Units: loss / parameter^2.
+    Infinite with momentum and dampening 1, where no gradient enters.
 
     Source: the roots of each iteration's characteristic polynomial on the unit circle; the momentum
-    and its variants are those of torch.optim.SGD.
+    and its variants are those of torch.optim.SGD, which reads dampening beside a momentum alone.
     """
-    share = 1 + 2 * momentum if nesterov else 1 - dampening
+    if nesterov:
+        share = 1 + 2 * momentum
+    else:
+        share = 1 - dampening if momentum else 1.0
     return 2 * (1 + momentum) / (share * lr) - weight_decay if share > 0 else math.inf
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from .loss_terms import count_terms, declared_reduction, judged, num_correct, re
 from .parameters import ParameterSpace
 
 _RESIDENT_BYTES = 1 << 30  # data above this stay where they are and move to the device by batch
+_RETURN_TERMS = "return (loss, num_terms), the mean loss and its terms"
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ class Objective:
     Raises:
         ValueError: no data; micro_batch < 1, or beside the statistics of each batch; a batch whose
             loss changes when it is evaluated again; a loss that is neither a mean nor a sum over
-            the rows of several batches; no parameter matches.
+            the rows of several batches, or nan in some of them alone, and does not say how many
+            terms it is over; no parameter matches.
     """
 
     def __init__(
@@ -135,15 +138,17 @@ class Objective:
         given = tuple(_detached(batch) for batch in batches)
         if not given:
             raise ValueError("the data hold no batch: nothing to measure the loss on")
+        uncut: tuple[_Uncut, ...] = ()
         if micro_batch is not None:
-            given = tuple(piece for batch in given for piece in _pieces(batch, micro_batch))
+            given, uncut = _cut(given, micro_batch)
         resident = sum(t.nbytes for batch in given for t in _tensors(batch)) <= _RESIDENT_BYTES
         self.batches = tuple(map(self._cast, given)) if resident else given
         self.reduction = "mean"
         self._terms: tuple[float, ...] = (1.0,) * len(self.batches)
         self._loss_differentiates = False
+        self._is_number_somewhere = False
         self._check_determinism()
-        self.reduction, self._terms = self._survey()
+        self.reduction, self._terms = self._survey(uncut)
         self.unused, self._differentiability = self._read_graph()
         self._products_checked = False
 
@@ -154,7 +159,8 @@ class Objective:
         tensors those are cut that have as many rows as the batch. One forward pass over the rows.
 
         Raises:
-            ValueError: no row, or one that the data do not have; no loss term among the rows.
+            ValueError: no row, or one that the data do not have; no loss term among the rows,
+            or a loss that does not say its terms and is nan on them alone.
         """
         wanted = sorted(set(rows))
         if not (wanted and 0 <= wanted[0] <= wanted[-1] < self.num_samples):
@@ -173,7 +179,7 @@ class Objective:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # whatever there is to say was said of the whole
             # A part may be too small to tell a mean from a sum: that stays as the whole told it.
-            part._terms = part._survey()[1]
+            part._terms = part._survey(ask=False)[1]
         return part
 
     def on_statistics(self, statistics: Mapping[str, Tensor] | None) -> Objective:
@@ -467,14 +473,20 @@ class Objective:
             raise ValueError(
                 f"the first batch has loss {first:.6g} and then {second:.6g}: the model draws "
                 "random numbers in eval mode (dropout by function, noise, augmentation); "
-                "remove them or fix the seeds (fix_seeds=0)"
+                "remove them, or fix the seeds (--fix-seeds; fix_seeds=0)"
             )
 
-    def _survey(self) -> tuple[str, tuple[float, ...]]:
-        """Whether the loss is a mean or a sum, and the terms of each batch: one forward pass."""
+    def _survey(
+        self, uncut: Sequence[_Uncut] = (), *, ask: bool = True
+    ) -> tuple[str, tuple[float, ...]]:
+        """Whether the loss is a mean or a sum, and the terms of each batch: one forward pass.
+
+        A loss(model, batch) that does not say its terms is asked of parts of every batch, in two
+        more passes; one that says them is asked until a batch can tell, or not at all (`ask`).
+        """
         counts: list[float] = []
         answers: list[str] = []
-        guessed = False
+        untold: dict[int, float] = {}  # the losses that do not say their terms, by batch
         weights = self.space.unflatten(self.theta)
         with self._without_theta_graph(), self._guarded():
             for index, given in enumerate(self.batches):
@@ -488,21 +500,32 @@ class Objective:
                     continue
                 loss, terms, told = _custom_loss(self.loss(call, batch), batch)
                 counts.append(terms)
-                if not set(answers) - {"unknown"}:  # asked until one batch can tell
-                    answer = self._ask(call, batch, loss)
+                if not told:
+                    untold[index] = loss
+                if ask and not (told and set(answers) - {"unknown"}):
+                    answer = self._ask(call, batch, loss, told)
                     answers.append("mean" if told and answer == "neither" else answer)
-                guessed |= not told
+                else:
+                    answers.append("unknown")
+            for whole in uncut:
+                if not untold.keys().isdisjoint(whole.pieces):
+                    answer = self._ask_across(self._call(weights), self._cast(whole.spread))
+                    for piece in whole.pieces:
+                        answers[piece] = answer if answers[piece] == "unknown" else answers[piece]
+                    answers.append(answer)
+        self._refuse_uncounted(untold)
         found = set(answers) - {"unknown"}
         if self.num_batches > 1 and (len(found) > 1 or "neither" in found):
-            advice = "; or return (loss, num_terms), the mean loss and its terms" if guessed else ""
             raise ValueError(
                 "the loss is neither the mean nor the sum over the terms of each batch, so several "
-                f"batches cannot be put together; give the data as one batch{advice}"
+                "batches cannot be put together; give the data as one batch"
+                + (f"; or {_RETURN_TERMS}" if untold else "")
             )
-        if guessed and self.num_batches > 1 and not found:
+        if self.num_batches > 1 and any(answers[index] == "unknown" for index in untold):
             warnings.warn(
-                "loss(model, batch) does not say how many terms its mean is over: batches are "
-                "weighted by their rows; return (loss, num_terms) where that is wrong",
+                "loss(model, batch) does not say how many terms its mean is over, and not every "
+                "batch can be asked: batches are weighted by their rows; return (loss, num_terms) "
+                "where that is wrong",
                 stacklevel=4,
             )
         if not sum(counts) > 0:
@@ -510,23 +533,53 @@ class Objective:
         decided = next(iter(found - {"neither"}), None)
         return decided or declared_reduction(self.loss) or "mean", tuple(counts)
 
-    def _ask(self, call: BoundModel, batch: Any, loss: float) -> str:
+    def _refuse_uncounted(self, untold: Mapping[int, float]) -> None:
+        """Raises ValueError where some of these losses are nan and others are not.
+
+        A mean over no term is nan; where all are, it is the weights that the loss is nan at.
+        """
+        empty = [index for index, loss in untold.items() if math.isnan(loss)]
+        self._is_number_somewhere |= len(empty) < len(untold)
+        if empty and self._is_number_somewhere:
+            raise ValueError(
+                f"the loss of {len(empty)} of {self.num_batches} batches or pieces is nan and that "
+                "of others is not: a mean over no term (every target ignored), or inputs that are "
+                f"not finite; {_RETURN_TERMS} (0 where there is none)"
+            )
+
+    def _ask(self, call: BoundModel, batch: Any, loss: float, told: bool) -> str:
         """What `reduction` says of a loss(model, batch), asked about two parts of the batch.
 
-        "unknown" where parts cannot tell: one row, a model that couples or draws for its rows, a
-        loss that does not take part of a batch.
+        Two cuts where the terms are not told: parts of one cut may hold as many terms a row by
+        accident. "unknown" where parts cannot tell: one row, a model that couples or draws for its
+        rows, a loss that does not take part of a batch.
         """
         size = _num_rows(batch)
         if size < 2 or self.batch_norm == "batch" or self.fix_seeds is not None:
             return "unknown"
-        cut = (size + 2) // 3
-        parts = [_rows_of(batch, torch.arange(*ends), size) for ends in ((0, cut), (cut, size))]
+        third = (size + 2) // 3
+        answers = []
+        for cut in (third,) if told else dict.fromkeys((third, min(2, size - 1))):
+            ends = ((0, cut), (cut, size))
+            parts = [_rows_of(batch, torch.arange(*end), size) for end in ends]
+            try:
+                found = [_custom_loss(self.loss(call, part), part) for part in parts]
+            except Exception:  # the user's own code, on what it was not made for
+                continue
+            losses, counts = [part[0] for part in found], [part[1] for part in found]
+            if not told and math.isfinite(loss) and any(map(math.isnan, losses)):
+                return "neither"  # a part without a term
+            answers.append(judged(loss, losses, counts, torch.finfo(self.dtype).eps) or "unknown")
+        known = set(answers) - {"unknown"}
+        return known.pop() if len(known) == 1 else "neither" if known else "unknown"
+
+    def _ask_across(self, call: BoundModel, batch: Any) -> str:
+        """`_ask` about rows from all over a batch that was cut: its pieces may be even inside."""
         try:
-            told = [_custom_loss(self.loss(call, part), part) for part in parts]
+            loss, _, told = _custom_loss(self.loss(call, batch), batch)
         except Exception:  # the user's own code, on what it was not made for
             return "unknown"
-        losses, counts = [part[0] for part in told], [part[1] for part in told]
-        return judged(loss, losses, counts, torch.finfo(self.dtype).eps) or "unknown"
+        return self._ask(call, batch, loss, told)
 
     def _read_graph(self) -> tuple[tuple[str, ...], Differentiability]:
         """The parameters that the loss of the first batch does not depend on; what lies between.
@@ -539,7 +592,8 @@ class Objective:
             for name, piece in self.space.unflatten(self.theta).items()
         }
         with torch.enable_grad(), self._guarded():
-            _, loss = self._run(leaves, self._cast(self.batches[0]), 0)
+            index, _, batch = next(self._weighted_batches())
+            _, loss = self._run(leaves, batch, index)
             if not loss.requires_grad:
                 return self.space.names, Differentiability()
             found = differentiability(loss, leaves.values(), self._model)
@@ -737,11 +791,28 @@ def _custom_loss(answer: Any, batch: Any) -> tuple[float, float, bool]:
     return value, float(terms), isinstance(answer, tuple)
 
 
-def _pieces(batch: Any, size: int) -> Iterator[Any]:
-    """The batch's rows in their order, at most so many at a time."""
-    num_rows = _num_rows(batch)
-    for begin in range(0, num_rows, size):
-        yield _rows_of(batch, torch.arange(begin, min(begin + size, num_rows)), num_rows)
+@dataclass(frozen=True)
+class _Uncut:
+    """A batch that was cut: the indices of its pieces, and rows from all over it, one piece's."""
+
+    pieces: range
+    spread: Any
+
+
+def _cut(batches: Iterable[Any], size: int) -> tuple[tuple[Any, ...], tuple[_Uncut, ...]]:
+    """Each batch's rows in their order, at most so many at a time; and what was cut."""
+    pieces: list[Any] = []
+    uncut = []
+    for batch in batches:
+        num_rows, first = _num_rows(batch), len(pieces)
+        for begin in range(0, num_rows, size):
+            index = torch.arange(begin, min(begin + size, num_rows))
+            pieces.append(_rows_of(batch, index, num_rows))
+        if num_rows > size > 1:
+            spread = torch.arange(size) * (num_rows - 1) // (size - 1)
+            indices = range(first, len(pieces))
+            uncut.append(_Uncut(indices, _rows_of(batch, spread, num_rows)))
+    return tuple(pieces), tuple(uncut)
 
 
 def _num_rows(batch: Any) -> int:

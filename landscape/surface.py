@@ -98,6 +98,7 @@ class Surface:
     norms: tuple[float, float]  # ||d1||, ||d2||
     parameter_norm: float  # ||theta||
     seed: int  # of the held-out points
+    rounding: float  # of a loss here: 64 eps max(1, largest |loss|), eps of the arithmetic
     cost: Cost
 
     @property
@@ -521,6 +522,8 @@ def scan_plane(
         norms=(facts.norms[0], facts.norms[1]),
         parameter_norm=facts.parameter_norm,
         seed=seed,
+        rounding=max(_rounding(theta.dtype), _rounding(objective.theta.dtype))
+        * max(1.0, float(np.nanmax(np.abs(grid.loss)))),
         cost=grid.cost + center.cost,
     )
 

@@ -63,12 +63,12 @@ class MergeNode:
 
 @dataclass(frozen=True)
 class Topology:
-    """The critical points of a surface that its interpolation error cannot have made.
+    """The critical points of a surface that neither interpolation nor rounding can have made.
 
     Pairs of persistence <= `threshold` are left out of everything but `num_dropped`. A pair of the
     surface has a pair of the true grid values within `threshold` in persistence, as long as the
-    working maximum of the interpolation error holds (stability: Cohen-Steiner et al. 2007). What is
-    narrower than a grid step is seen by neither.
+    working maximum of the interpolation error and the bound of rounding hold (stability:
+    Cohen-Steiner et al. 2007). What is narrower than a grid step is seen by neither.
     """
 
     minima: tuple[CriticalPoint, ...]  # lowest of each connected piece, then by persistence
@@ -79,7 +79,7 @@ class Topology:
     merge_tree: tuple[MergeNode, ...]  # children before parents
     num_essential: int  # connected pieces, each with a minimum that joins no deeper one; 1 mostly
     total_persistence: float  # sum over minimum_pairs, units of the loss
-    relative_persistence: float  # total_persistence / value_range; 0 for one basin
+    relative_persistence: float | None  # over value_range; 0 for one basin; None: it is rounding
     value_range: float  # largest - smallest finite loss
     threshold: float  # units of the loss
     num_dropped: int  # pairs of either kind, those between equal values not counted
@@ -93,10 +93,12 @@ class Topology:
 
 
 def surface_topology(surface: Surface) -> Topology:
-    """The topology of a scanned surface; pairs below twice its interpolation error are dropped.
+    """The topology of a scanned surface; pairs that the error of two points can make are dropped.
 
-    Twice the *working* maximum, because a pair is safe only from an error that no grid point
-    exceeds. An exact surface keeps every pair.
+        threshold = 2 (interpolation error + rounding)
+
+    The *working* maximum of the interpolation error, because a pair is safe only from an error that
+    no grid point exceeds; 0 where every point was evaluated. The rounding is the surface's own.
     """
     error = surface.interpolation_error
     return grid_topology(
@@ -104,6 +106,7 @@ def surface_topology(surface: Surface) -> Topology:
         x=surface.x,
         y=surface.y,
         error=0.0 if error is None else error.working_maximum,
+        rounding=surface.rounding,
     )
 
 
@@ -113,6 +116,7 @@ def grid_topology(
     x: Tensor | Floats | Sequence[float] | None = None,
     y: Tensor | Floats | Sequence[float] | None = None,
     error: float = 0.0,
+    rounding: float = 0.0,
 ) -> Topology:
     """Minima, saddles, maxima, 0-dimensional persistence and merge tree of values on a grid.
 
@@ -127,10 +131,13 @@ def grid_topology(
     Args:
         loss: shape (ny, nx), rows along y; points that are not finite are masked.
         x, y: coordinates of columns (nx,) and rows (ny,); default their indices.
-        error: the largest error of a value; pairs of persistence <= 2 error are dropped.
+        error: the largest error of a value, rounding apart.
+        rounding: its largest rounding. Pairs of persistence <= 2 (error + rounding) are dropped;
+            there is no relative persistence where all values lie within 2 rounding.
 
     Raises:
-        ValueError: not a matrix; coordinates of another length; no finite value; error < 0.
+        ValueError: not a matrix; coordinates of another length; no finite value; error or
+            rounding < 0.
 
     Source: H. Edelsbrunner and J. Harer, "Computational Topology" (2010), chapter VII.
     """
@@ -140,11 +147,13 @@ def grid_topology(
         raise ValueError(f"the grid must have shape (ny, nx), got {values.shape}")
     if not (error >= 0 and math.isfinite(error)):
         raise ValueError(f"error must be >= 0, got {error}")
+    if not (rounding >= 0 and math.isfinite(rounding)):
+        raise ValueError(f"rounding must be >= 0, got {rounding}")
     columns, rows = _axis(x, values.shape[1], "x"), _axis(y, values.shape[0], "y")
     finite = np.isfinite(values)
     if not finite.any():
         raise ValueError("no value of the grid is finite: it has no topology")
-    threshold = 2.0 * error
+    threshold = 2.0 * (error + rounding)
 
     def point(index: int) -> CriticalPoint:
         row, column = divmod(index, values.shape[1])
@@ -186,7 +195,7 @@ def grid_topology(
         merge_tree=_tree(basins, {birth for birth, _ in low}, point),
         num_essential=len(basins.essential),
         total_persistence=total,
-        relative_persistence=total / value_range if value_range else 0.0,
+        relative_persistence=total / value_range if value_range > 2.0 * rounding else None,
         value_range=value_range,
         threshold=threshold,
         num_dropped=num_low + num_high,

@@ -35,6 +35,7 @@ _LOOKS = {
     ALONG: ("triangle-up", theme.OKABE_ITO[3]),
     BATCH: ("x", theme.OKABE_ITO[4]),
 }
+_PARTS = {G: "ggn", R: "remainder"}
 _ASIDE = {H: -0.17, G: 0.17}  # of its row: H and G are often nearly equal
 # What could not be measured, as the findings name it and as the page does.
 _SKIPPED = {
@@ -73,6 +74,19 @@ def curvatures(findings: Findings, checkpoint: Mapping[str, Any]) -> dict[str, t
     return {name: (v, error or 0.0) for name, (v, error) in found.items() if v is not None}
 
 
+def bound_at(findings: Findings, checkpoint: Mapping[str, Any], name: str) -> str:
+    """ "lower" where that curvature of a checkpoint is but a lower bound, else ""."""
+    entry = checkpoint["dynamics"]
+    if name == H:
+        return bound_of_pair(_top_pair(findings, checkpoint))
+    if name in _PARTS:
+        key = f"lambda_max_{_PARTS[name]}"
+        return bound_of_pair(
+            {fact: entry.get(f"{key}_{fact}", True) for fact in ("converged", "confirmed")}
+        )
+    return bound_of(entry.get("batch_lambda_max") or {}) if name == BATCH else ""
+
+
 def _top_pair(findings: Findings, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """The largest eigenvalue of the Hessian; empty where another matrix's was measured."""
     matrix = (findings.document.get("settings") or {}).get("matrix") or "hessian"
@@ -87,30 +101,33 @@ def figure(findings: Findings) -> Figure:
     every: list[float] = []
     for name, (marker, color) in _LOOKS.items():
         points = [
-            (row, *known[name])
+            (row, *known[name], bound_at(findings, checkpoint, name))
             for row, checkpoint in enumerate(having)
             if name in (known := curvatures(findings, checkpoint))
         ]
         if not points:
             continue
-        every += [value for _, value, _ in points]
+        every += [value for _, value, _, _ in points]
+        open_too = any(bound for *_, bound in points)
+        symbols = [f"{marker}-open" if bound else marker for *_, bound in points]
         traces.append(
             trace(
                 "scatter",
-                x=rounded([value for _, value, _ in points]),
-                y=[row + _ASIDE.get(name, 0.0) for row, _, _ in points],
+                x=rounded([value for _, value, _, _ in points]),
+                y=[row + _ASIDE.get(name, 0.0) for row, *_ in points],
                 mode="markers",
                 name=name,
-                marker={"symbol": marker, "size": 10, "color": color},
+                marker={"symbol": symbols if open_too else marker, "size": 10, "color": color},
                 error_x={
                     "type": "data",
-                    "array": rounded([error for _, _, error in points]),
-                    "visible": any(error for _, _, error in points),
+                    "array": rounded([error for _, _, error, _ in points]),
+                    "visible": any(error for _, _, error, _ in points),
                     "color": color,
                     "thickness": 1.2,
                     "width": 4,
                 },
-                hovertemplate=f"{name} = %{{x:.4~g}}<extra></extra>",
+                text=["≥" if bound else "=" for *_, bound in points],
+                hovertemplate=f"{name} %{{text}} %{{x:.4~g}}<extra></extra>",
             )
         )
     edges = [
@@ -154,7 +171,6 @@ def table(findings: Findings) -> str:
         noise = entry.get("gradient_noise") or {}
         batch = entry.get("batch_lambda_max") or {}
         top = _top_pair(findings, checkpoint)
-        size = batch.get("batch_size")
         cosine = entry.get("cosine")
         cells = [
             number_cell(entry.get("curvature_along_gradient")),
@@ -168,8 +184,9 @@ def table(findings: Findings) -> str:
                 number_cell(
                     entry.get(f"lambda_max_{part}"),
                     plus_minus(entry.get(f"lambda_max_{part}_residual")),
+                    bound=bound_at(findings, checkpoint, name),
                 )
-                for part in ("ggn", "remainder")
+                for name, part in _PARTS.items()
             ),
             number_cell(
                 noise.get("value"),
@@ -182,7 +199,7 @@ def table(findings: Findings) -> str:
             number_cell(
                 batch.get("value"),
                 plus_minus(batch.get("standard_error")),
-                f"{digits.count(size)} samples" if size else "",
+                _batch_of(batch),
                 bound=bound_of(batch),
                 title=interval_title(batch.get("interval"), "over batches"),
             ),
@@ -213,6 +230,15 @@ def table(findings: Findings) -> str:
     return framed(
         "Dynamics", "table-dynamics", heads, rows, note + marks, kind="sortable dense"
     ) + skipped(findings)
+
+
+def _batch_of(batch: Mapping[str, Any]) -> str:
+    """The size of the batches, and what was wanted where the probed data are fewer."""
+    size, wanted = batch.get("batch_size"), batch.get("wanted")
+    if not size:
+        return ""
+    more = f", {digits.count(wanted)} wanted" if wanted and wanted > size else ""
+    return f"{digits.count(size)} samples{more}"
 
 
 def _scale(noise: Mapping[str, Any]) -> Cell:
@@ -256,6 +282,12 @@ def caption(findings: Findings) -> str:
         words += f" A batch: mean over {count} random ones of {size} samples, never below H’s own."
     if has_edge(findings):
         words += " Grey ticks: 2/lr."
+    if any(
+        bound_at(findings, c, name)
+        for c in with_dynamics(findings)
+        for name in curvatures(findings, c)
+    ):
+        words += " Open: a lower bound, not converged or not confirmed."
     return words
 
 
@@ -300,14 +332,17 @@ def methods(findings: Findings) -> list[Method]:
                 ("mccandlish2018",),
             )
         )
-    if any(e.get("batch_lambda_max") for e in entries):
+    batches = [e["batch_lambda_max"] for e in entries if e.get("batch_lambda_max")]
+    if batches:
+        clipped = any((b.get("wanted") or 0) > (b.get("batch_size") or 0) for b in batches)
         found.append(
             Method(
                 "Curvature of a batch",
                 "E<sub>B</sub> λ<sub>max</sub>(H<sub>B</sub>)",
                 "The mean over random batches of the training’s size; never below "
                 "λ<sub>max</sub>(H), for the maximum of a mean is at most the mean of the maxima."
-                f"{seeded}",
+                + (" Where fewer samples are probed, all of them: λ<sub>max</sub>(H)." * clipped)
+                + seeded,
             )
         )
     return found

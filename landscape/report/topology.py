@@ -93,7 +93,9 @@ def sentence(checkpoint: Mapping[str, Any]) -> str:
     if threshold:
         parts[0] += f" deeper than {digits.number(threshold, 2)}, twice the error of a point"
     relative = found.get("relative_persistence")
-    if relative is not None:
+    if relative is None:
+        parts.append("the loss is the same everywhere, to rounding")
+    else:
         parts.append(f"total persistence {digits.share(relative, 2)} of the range")
     return f"{'; '.join(parts)}."
 
@@ -127,9 +129,10 @@ def table(findings: Findings) -> str:
     note = (
         "The persistence of a minimum is how far one must climb to leave its basin for a deeper "
         "one; its total is summed over all minima but the lowest, “over the range” divided by the "
-        "largest minus the smallest loss. Pairs up to the bound in “dropped up to”, twice the "
-        "working maximum of the interpolation error, could be made by that error and are dropped; "
-        "it is 0 where every point was evaluated. A minimum on the border may go on outside."
+        "largest minus the smallest loss; a dash where that is within rounding. Pairs up to the "
+        "bound in “dropped up to”, twice the error of a point (the working maximum of the "
+        "interpolation error, and rounding), could be made by that error and are dropped. A "
+        "minimum on the border may go on outside."
     )
     heads = [sort_head(word) for word in words]
     return framed("Topology", "table-topology", heads, rows, note, kind="sortable dense")

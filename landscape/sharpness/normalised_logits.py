@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from landscape.loss_terms import class_dimension, is_cross_entropy
@@ -22,8 +22,9 @@ class NormalisedLogits:
 
     Unchanged when the logits of a term are multiplied by a > 0 or shifted by a constant, and with
     it when the last linear layer, bias included, is multiplied by a. A term whose logits are all
-    equal keeps z~ = 0, and has no derivative there. Cross-entropy of z~ lies within 1 of log K;
-    dividing by the standard deviation instead would make z~ sqrt(K) longer, another loss.
+    equal, to within 8 eps of the largest (the mean of equal logits is rounded), has z~ = 0, where
+    there is no derivative: it counts as 0. Cross-entropy of z~ lies within 1 of log K; dividing by
+    the standard deviation instead would make z~ sqrt(K) longer, another loss.
 
     Args:
         loss: `loss(output, target)` with class indices, or torch's cross-entropy.
@@ -44,12 +45,11 @@ class NormalisedLogits:
         """
         dimension = self._class_dimension(output, target)
         centred = output - output.mean(dimension, keepdim=True)
-        level = (centred == 0).all(dimension, keepdim=True)
+        level = _is_level(output.detach(), centred.detach(), dimension)
         # The norm's own derivatives at 0 are nan, also where `where` does not choose them.
-        length = torch.linalg.vector_norm(
-            torch.where(level, 1.0, centred), dim=dimension, keepdim=True
-        )
-        return self.loss(centred / length, target)
+        uneven = torch.where(level, 1.0, centred)
+        length = torch.linalg.vector_norm(uneven, dim=dimension, keepdim=True)
+        return self.loss(torch.where(level, 0.0, uneven / length), target)
 
     def _class_dimension(self, output: Any, target: Any) -> int:
         if _takes_log_probabilities(self.loss):
@@ -84,6 +84,12 @@ def on_normalised_logits(objective: TwiceDifferentiable) -> Objective:
     normalised = copy.copy(objective)  # terms and reduction are those of the same targets
     normalised.loss = NormalisedLogits(objective.loss)
     return normalised
+
+
+def _is_level(output: Tensor, centred: Tensor, dimension: int) -> Tensor:
+    """Whether all logits of a term are equal, up to the rounding of their mean."""
+    rounding = 8 * torch.finfo(output.dtype).eps * output.abs().amax(dimension, keepdim=True)
+    return centred.abs().amax(dimension, keepdim=True) <= rounding
 
 
 def _takes_log_probabilities(loss: Callable[..., Any]) -> bool:

@@ -19,6 +19,7 @@ from .record import Record, plain_estimate
 ROW_BY_ROW = 1000  # up to so many rows the gradient noise is exact over the probe data
 NOISE_GROUPS = 200  # above
 BATCH_SIZE = 100  # where nobody says what the training used
+FACTS = ("", "_residual", "_converged", "_confirmed")  # what is said of an eigenvalue
 
 
 def measure_dynamics(record: Record) -> None:
@@ -30,8 +31,7 @@ def measure_dynamics(record: Record) -> None:
     objective, theta, plan = record.objective, record.theta, record.plan
     found: dict[str, Any] = {
         **dict.fromkeys(("curvature_along_gradient", "cosine", "gradient_norm")),
-        **dict.fromkeys(("lambda_max_ggn", "lambda_max_ggn_residual")),
-        **dict.fromkeys(("lambda_max_remainder", "lambda_max_remainder_residual")),
+        **{f"lambda_max_{part}{of}": None for part in ("ggn", "remainder") for of in FACTS},
         **dict.fromkeys(("gradient_noise", "batch_lambda_max")),
         "edge": record.subject.training.get("edge"),
     }
@@ -67,6 +67,8 @@ def measure_dynamics(record: Record) -> None:
             charge(pairs.cost)
             found[f"lambda_max_{name}"] = float(pairs.values[0])
             found[f"lambda_max_{name}_residual"] = float(pairs.residuals[0])
+            found[f"lambda_max_{name}_converged"] = bool(pairs.converged[0])
+            found[f"lambda_max_{name}_confirmed"] = bool(pairs.confirmed[0])
 
         def noise() -> None:
             estimate = gradient_covariance_trace(
@@ -81,15 +83,22 @@ def measure_dynamics(record: Record) -> None:
 
         def batches() -> None:
             wanted = plan.noise_batch_size or record.subject.training.get("batch_size")
+            num_rows = objective.num_samples
             estimate = batch_lambda_max(
                 objective,
                 theta,
-                batch_size=min(wanted or BATCH_SIZE, objective.num_samples),
+                batch_size=min(wanted or BATCH_SIZE, num_rows),
                 seed=plan.seed,
                 progress=record.telling("lambda_max of batches"),
             )
             charge(dataclasses.replace(estimate.cost))
-            found["batch_lambda_max"] = plain_estimate(estimate)
+            found["batch_lambda_max"] = {**plain_estimate(estimate), "wanted": wanted}
+            if wanted and wanted > num_rows:
+                record.warnings.append(
+                    f"λmax of batches: {wanted} samples were wanted and only {num_rows} are "
+                    "probed, so that each batch is all of them: this is λmax of the probed data, "
+                    "and that of a batch from more data is another number."
+                )
 
         attempt("alignment", alignment)
         attempt("lambda_max_ggn", lambda: part("ggn", GaussNewton))

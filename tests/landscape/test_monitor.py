@@ -219,6 +219,7 @@ def grows(curvature, **options):
         {"momentum": 0.9, "nesterov": True},
         {"momentum": 0.5, "nesterov": True},
         {"momentum": 0.5, "dampening": 0.4},
+        {"dampening": 0.4},
     ],
 )
 def test_the_edge_parts_stable_from_unstable(kind, decay):
@@ -232,6 +233,7 @@ def test_the_edge_parts_stable_from_unstable(kind, decay):
 
 def test_where_no_gradient_enters_there_is_no_finite_edge():
     assert gradient_edge(0.1, momentum=0.9, dampening=1.0) == math.inf
+    assert gradient_edge(0.1, dampening=1.0) == 20.0  # without a momentum nothing is damped
 
 
 def test_the_edge_is_that_of_the_learning_rate_of_the_moment():

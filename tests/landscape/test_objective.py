@@ -436,6 +436,113 @@ def test_a_mean_over_something_else_than_rows_needs_its_number_of_terms():
     assert objective.value(objective.theta) == pytest.approx(whole, rel=1e-13)
 
 
+def padded(num=30, num_counted=5, seed=3):
+    """Two dict batches, the second mostly ignored; and the loss over all terms."""
+    x, y = reference_data(2 * num)
+    y[num:] = torch.where(
+        torch.randperm(num, generator=torch.Generator().manual_seed(seed)) < num_counted,
+        y[num:],
+        -100,
+    )
+    truth = float(F.cross_entropy(reference_net()(x), y).detach())
+    return x, y, truth
+
+
+def mean_over_targets(call, batch):
+    return F.cross_entropy(call(batch["x"]), batch["y"])
+
+
+def with_its_terms(call, batch):
+    return mean_over_targets(call, batch), (batch["y"] != -100).sum()
+
+
+@pytest.mark.parametrize("pattern", ["random", "first", "even"])
+def test_a_later_batch_whose_mean_is_over_fewer_targets_than_rows_is_refused(pattern):
+    x, y, _ = padded()
+    if pattern != "random":
+        counted = torch.arange(30) < 5 if pattern == "first" else torch.arange(30) % 5 == 0
+        y[30:] = torch.where(counted, y[30:].clamp(min=0), -100)
+    truth = float(F.cross_entropy(reference_net()(x), y).detach())
+    batches = dicts(x, y, (30, 30))
+    with pytest.raises(ValueError, match=r"or return \(loss, num_terms\)"):
+        Objective(reference_net(), mean_over_targets, batches)
+    objective = Objective(reference_net(), with_its_terms, batches)
+    assert objective.value(objective.theta) == pytest.approx(truth, rel=1e-13)
+
+
+def test_a_piece_without_a_term_is_refused_or_weighs_nothing_where_the_terms_are_told():
+    x, y = reference_data(60)
+    y[20:40] = -100
+    truth = float(F.cross_entropy(reference_net()(x), y).detach())
+    whole = [{"x": x, "y": y}]
+    with pytest.raises(ValueError, match=r"1 of 3 .* is nan .*return \(loss, num_terms\)"):
+        Objective(reference_net(), mean_over_targets, whole, micro_batch=20)
+    objective = Objective(reference_net(), with_its_terms, whole, micro_batch=20)
+    theta = objective.theta
+    uncut = Objective(reference_net(), with_its_terms, whole)
+    assert objective.value(theta) == pytest.approx(truth, rel=1e-13)
+    torch.testing.assert_close(objective.gradient(theta), uncut.gradient(theta))
+    torch.testing.assert_close(objective.hvp(theta, theta), uncut.hvp(theta, theta))
+
+
+def test_a_first_piece_without_a_term_hides_no_parameter():
+    x, y = reference_data(40)
+    y[:20] = -100
+
+    def loss(call, batch):
+        counted = batch["y"] != -100
+        if not counted.any():
+            return torch.zeros((), dtype=torch.float64), 0
+        return with_its_terms(call, batch)
+
+    objective = Objective(reference_net(), loss, [{"x": x, "y": y}], micro_batch=20)
+    assert objective.unused == ()
+
+
+def test_pieces_that_are_even_inside_but_unlike_each_other_are_refused():
+    x, y = reference_data(40)
+    tokens = torch.stack([y, y], 1)
+    tokens[20:, 1] = -100  # two terms a row, then one
+
+    def loss(call, batch):
+        logits = call(batch["x"])[:, :, None].expand(-1, -1, batch["y"].shape[1])
+        return F.cross_entropy(logits, batch["y"])
+
+    whole = [{"x": x, "y": tokens}]
+    with pytest.raises(ValueError, match=r"or return \(loss, num_terms\)"):
+        Objective(reference_net(), loss, whole, micro_batch=20)
+    Objective(reference_net(), loss, whole)
+    cut = Objective(reference_net(), loss, [{"x": x, "y": tokens[:, :1]}], micro_batch=13)
+    assert cut.num_batches == 4  # its last piece is one row, which all of them speak for
+
+
+def test_a_batch_of_one_row_beside_others_is_weighted_by_rows_with_a_warning():
+    x, y = reference_data(21)
+    with pytest.warns(UserWarning, match="not every batch can be asked"):
+        objective = Objective(reference_net(), mean_over_targets, dicts(x, y, (10, 10, 1)))
+    truth = float(F.cross_entropy(reference_net()(x), y).detach())
+    assert objective.value(objective.theta) == pytest.approx(truth, rel=1e-13)
+
+
+def test_rows_that_hold_no_term_of_an_untold_loss_are_refused():
+    x, y = reference_data(30)
+    y[:10] = -100
+    objective = Objective(reference_net(), mean_over_targets, [{"x": x, "y": y}])
+    with pytest.raises(ValueError, match="is nan and that of others is not"):
+        objective.over_rows(range(10))
+    part = objective.over_rows(range(10, 30))
+    assert part.value(part.theta) == pytest.approx(objective.value(objective.theta))
+
+
+def test_an_untold_loss_that_is_nan_in_every_batch_is_a_nan_and_no_wrong_complaint():
+    model = reference_net()
+    with torch.no_grad():
+        model[2].bias.fill_(math.nan)
+    with pytest.warns(UserWarning, match="does not say how many terms"):
+        objective = Objective(model, mean_over_targets, dicts(*reference_data()))
+    assert math.isnan(objective.value(objective.theta))
+
+
 def test_a_batch_whose_parts_the_loss_does_not_take_is_left_unasked():
     x, y = reference_data()
 

@@ -3,7 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from landscape.objective import Objective
 from landscape.surface import scan_plane
 from landscape.topology import grid_topology, surface_topology
 from tests.references import plane_objective
@@ -96,7 +98,8 @@ def test_the_merge_tree_of_three_basins_joins_them_in_the_order_of_their_passes(
 def test_ties_go_by_index_and_a_plateau_is_one_minimum():
     found = grid_topology(np.zeros((4, 5)))
     assert places(found.minima) == {(0, 0)}
-    assert (found.saddles, found.maxima, found.relative_persistence) == ((), (), 0.0)
+    assert (found.saddles, found.maxima) == ((), ())
+    assert found.relative_persistence is None  # 0 / 0
     # Equal minima: the one with the smaller index is the elder. Plateaus of any form have no pairs.
     found = grid_topology([[3, 3, 3, 3, 3], [3, 1, 2, 1, 3], [3, 3, 3, 3, 3]])
     assert [(p.row, p.column) for p in found.minima] == [(1, 1), (1, 3)]
@@ -200,12 +203,15 @@ def test_a_scanned_surface_is_read_with_its_own_error_and_axes():
     objective, e1, e2 = plane_objective(two_wells)
     axis = torch.linspace(-1, 1, 51, dtype=torch.float64)
     exact = surface_topology(scan_plane(objective, e1, e2, x=axis, y=axis, exact=True))
-    assert exact.threshold == 0
+    eps = torch.finfo(torch.float64).eps
+    largest = max(abs(two_wells(x, y)) for x in (-1, 1) for y in (-1, 1))
+    assert exact.threshold == pytest.approx(2 * 64 * eps * largest)
     assert [(round(p.x, 1), round(p.y, 1)) for p in exact.minima] == [(-0.5, 0.0), (0.5, 0.0)]
     assert exact.total_persistence == pytest.approx(1 - 0.05, abs=5e-3)
     surface = scan_plane(objective, e1, e2, x=axis, y=axis, exact=False)
     found = surface_topology(surface)
-    assert found.threshold == 2 * surface.interpolation_error.working_maximum > 0
+    assert found.threshold == 2 * (surface.interpolation_error.working_maximum + surface.rounding)
+    assert found.threshold > 2 * surface.rounding > 0
     assert places(found.minima) == places(exact.minima)
     assert found.total_persistence == pytest.approx(exact.total_persistence, abs=found.threshold)
 
@@ -219,3 +225,29 @@ def test_what_is_no_grid_is_refused():
         grid_topology([[1.0, 2.0]], x=[1.0])
     with pytest.raises(ValueError, match="error must be >= 0"):
         grid_topology([[1.0, 2.0]], error=-1.0)
+    with pytest.raises(ValueError, match="rounding must be >= 0, got -1"):
+        grid_topology([[1.0, 2.0]], rounding=-1.0)
+    with pytest.raises(ValueError, match="rounding must be >= 0, got nan"):
+        grid_topology([[1.0, 2.0]], rounding=math.nan)
+
+
+def test_rounding_makes_no_basins_on_directions_that_the_loss_does_not_depend_on():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3), nn.LogSoftmax(1))
+    x, y = torch.randn(12, 4), torch.randint(3, (12,))
+    objective = Objective(model, nn.functional.nll_loss, [(x, y)])
+    names = list(objective.space.names)
+    last = {name: torch.zeros(p.shape) for name, p in model.named_parameters()}
+    last[names[-1]] = torch.ones(3)  # every logit alike: softmax does not see it
+    d1 = objective.space.flatten(last)
+    last[names[-1]] = torch.zeros(3)
+    last[names[-2]] = torch.ones(3, 16)  # and likewise of the weights
+    d2 = objective.space.flatten(last)
+    axis = torch.linspace(-3, 3, 21)
+    surface = scan_plane(objective, d1, d2, x=axis, y=axis, exact=True)
+    assert len(grid_topology(surface.loss).minima) > 5  # what rounding makes of it
+    found = surface_topology(surface)
+    assert (len(found.minima), found.saddles, found.maxima) == (1, (), ())
+    assert found.num_dropped > 5
+    assert found.relative_persistence is None
+    assert 0 < found.value_range <= 2 * surface.rounding

@@ -35,7 +35,9 @@ def test_each_curvature_is_a_marker_on_its_checkpoints_row_with_its_error(
     )
     assert drawn[dynamics.BATCH]["y"] == list(range(6))
     assert drawn[dynamics.EDGE]["x"] == [40.0] * 6
-    assert len({trace["marker"]["symbol"] for trace in drawn.values()}) == 6
+    looks = [trace["marker"]["symbol"] for trace in drawn.values()]
+    closed = {(s if isinstance(s, str) else s[0]).removesuffix("-open") for s in looks}
+    assert len(closed) == 6
 
 
 def test_a_quantity_that_was_not_measured_is_no_marker_and_a_dash(findings: Findings) -> None:
@@ -73,6 +75,37 @@ def test_the_table_has_every_number_with_its_error_its_kind_and_its_batch(
     assert "data ± 0.41" in row
     assert "not defined" in row
     assert "95 % interval over batches" in row
+
+
+@pytest.mark.parametrize("fact", ["converged", "confirmed"])
+@pytest.mark.parametrize(
+    ("part", "name"), [("ggn", dynamics.G), ("remainder", dynamics.R)], ids=["G", "R"]
+)
+def test_a_part_of_the_hessian_that_may_be_larger_is_marked_as_a_lower_bound(
+    findings: Findings, part: str, name: str, fact: str
+) -> None:
+    entry = findings.checkpoints[0]["dynamics"]
+    assert f'data-value="{entry[f"lambda_max_{part}"]}">≥' not in dynamics.table(findings)
+    entry[f"lambda_max_{part}_{fact}"] = False
+    rows = dynamics.table(findings).split("<tr>")
+    assert f'data-value="{entry[f"lambda_max_{part}"]}">≥' in rows[2]
+    assert "is a lower bound" in dynamics.table(findings)
+    drawn = by_name(dynamics.figure(findings))[name]
+    assert [symbol.endswith("-open") for symbol in drawn["marker"]["symbol"]] == [
+        True,
+        *[False] * 5,
+    ]
+    assert drawn["text"] == ["≥", *["="] * 5]
+    assert "Open: a lower bound" in dynamics.caption(findings)
+
+
+def test_batches_smaller_than_the_trainings_say_so(findings: Findings) -> None:
+    findings.checkpoints[0]["dynamics"]["batch_lambda_max"]["wanted"] = 512
+    rows = dynamics.table(findings).split("<tr>")
+    assert "100 samples, 512 wanted" in rows[2]
+    assert "wanted" not in rows[3]
+    (method,) = (m for m in dynamics.methods(findings) if m.title == "Curvature of a batch")
+    assert "Where fewer samples are probed, all of them" in method.text
 
 
 def test_what_was_skipped_is_told_once_with_its_reason(findings: Findings) -> None:

@@ -81,6 +81,16 @@ def test_the_table_has_counts_persistence_its_share_and_what_was_dropped(
         assert f'data-value="{found[key]}"' in row, key
 
 
+def test_a_loss_that_is_the_same_to_rounding_has_no_relative_persistence(
+    findings: Findings,
+) -> None:
+    entry(findings).update(relative_persistence=None, total_persistence=0.0)
+    assert "the loss is the same everywhere, to rounding." in captions.surface(
+        findings.checkpoints[0]
+    )
+    assert topology.table(findings).split("<tr>")[2].count("<td>–</td>") == 1
+
+
 def test_a_surface_without_topology_has_no_words_and_no_row(findings: Findings) -> None:
     findings.checkpoints[0]["surface"]["topology"] = None
     assert topology.sentence(findings.checkpoints[0]) == ""

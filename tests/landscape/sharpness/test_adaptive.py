@@ -349,6 +349,24 @@ def test_equal_logits_stay_at_zero_with_finite_derivatives():
     assert bool(objective.hvp(theta, torch.ones_like(theta)).isfinite().all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("num_classes", [3, 7, 10, 1000])
+def test_equal_logits_whose_mean_is_rounded_have_no_gradient(num_classes, dtype):
+    level = torch.full((1, num_classes), 0.1, dtype=dtype)
+    z = torch.cat([level, 1e4 * level, torch.eye(num_classes, dtype=dtype)[:1]]).requires_grad_()
+    targets = torch.tensor([0, 1, 2])
+    loss = NormalisedLogits(partial(functional.cross_entropy, reduction="sum"))(z, targets)
+    (gradient,) = torch.autograd.grad(loss, z, create_graph=True)
+    assert torch.equal(gradient[:2], torch.zeros_like(gradient[:2]))
+    assert float(gradient[2].detach().abs().max()) > 0.1 / num_classes
+    (second,) = torch.autograd.grad(gradient.square().sum(), z)
+    assert bool(second.isfinite().all())
+    expected = 2 * math.log(num_classes) + float(
+        functional.cross_entropy(unit(z[2:]), targets[2:]).detach()
+    )
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+
+
 def called_by_the_loss(model, batch):
     return functional.cross_entropy(model(batch["x"]), batch["y"])
 
