@@ -23,6 +23,7 @@ from landscape.checkpoints import (
     read_checkpoint,
 )
 from landscape.checkpoints.names import bare
+from landscape.differentiability import NoSecondDerivative
 from landscape.probing import Subject
 from sam_variants import VARIANTS
 from sam_variants.tasks import (
@@ -273,7 +274,7 @@ def numerical_errors() -> Iterator[None]:
     except Exception as error:
         if _is_out_of_memory(error):
             raise OutOfMemory from error
-        if isinstance(error, FloatingPointError):
+        if isinstance(error, (FloatingPointError, NoSecondDerivative)):
             raise CommandError(NUMERICAL, str(error)) from error
         if isinstance(error, ValueError):
             raise CommandError(BAD_INPUT, str(error)) from error

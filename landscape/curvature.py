@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,21 +26,28 @@ class Hessian(SymmetricOperator):
 
     Units: loss per squared parameter. Weight decay is in H only where the loss has it.
 
+    Attributes:
+        approximate: whether the objective's products are differences (`DifferencedObjective`).
+
     Args:
         objective: L.
         theta: where, shape (P,); default the model's own weights.
     """
-
-    approximate = False
 
     def __init__(self, objective: TwiceDifferentiable, theta: Tensor | None = None) -> None:
         theta = objective.theta if theta is None else theta
         super().__init__(objective.num_parameters, dtype=objective.dtype, device=objective.device)
         self.objective = objective
         self.theta = theta.detach().clone()
+        self.approximate = bool(getattr(objective, "approximate", False))
 
     def _matvec(self, v: Tensor) -> Tensor:
         return self.objective.hvp(self.theta, v)
+
+    def where_not_finite(self, v: Tensor) -> str:
+        find = getattr(self.objective, "batch_not_finite", None)
+        index = None if find is None else find(self.theta, v)
+        return "" if index is None else f", first in batch {index + 1}"
 
 
 class CentralDifference(SymmetricOperator):
@@ -74,12 +82,8 @@ class CentralDifference(SymmetricOperator):
         *,
         across_kinks: bool = False,
     ) -> None:
-        kinks = kinks_of(objective)
-        if kinks and not across_kinks:
-            raise ValueError(
-                f"a difference of gradients jumps across the kinks of {', '.join(kinks)}; "
-                "across_kinks=True takes it all the same"
-            )
+        if not across_kinks:
+            _refuse_kinks(objective)
         theta = objective.theta if theta is None else theta
         super().__init__(objective.num_parameters, dtype=objective.dtype, device=objective.device)
         self.objective = objective
@@ -101,6 +105,40 @@ class CentralDifference(SymmetricOperator):
             return self.objective.value_and_gradient(theta)[1]
 
         return difference_of_gradients(gradient, self.theta, v, steps=steps)
+
+
+class DifferencedObjective(Objective):
+    """An `Objective` whose Hessian products are central differences of its gradient.
+
+        hvp(theta, v) = CentralDifference(objective, theta) @ v,   two gradients a product
+
+    For losses that autograd differentiates but once: whatever asks an objective for products, by
+    `Hessian` or by `hvp`, gets the differences. Parts of it (`over_rows`) keep that. Matrices that
+    look inside the loss (Gauss-Newton, Fisher) need second derivatives all the same and are refused
+    as they are of an `Objective`.
+
+    Attributes:
+        approximate: True, for results to show.
+
+    Args:
+        args, options: as `Objective` takes them.
+        across_kinks: take the differences where there are kinks too.
+
+    Raises:
+        ValueError: as of `Objective`; the loss has kinks and `across_kinks` is False.
+    """
+
+    approximate = True
+
+    def __init__(self, *args: Any, across_kinks: bool = False, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if not across_kinks:
+            _refuse_kinks(self)
+
+    def hvp(self, theta: Tensor, v: Tensor) -> Tensor:
+        """The Hessian-vector product H(theta) v, shape (P,), wrong as `CentralDifference` is."""
+        own = (vector.to(self.device, self.dtype) for vector in (theta, v))
+        return difference_of_gradients(self.gradient, *own)
 
 
 class GaussNewton(SymmetricOperator):
@@ -349,6 +387,15 @@ class MonteCarloFisher(SymmetricOperator):
 def kinks_of(objective: TwiceDifferentiable) -> tuple[str, ...]:
     """The operations of an objective whose first derivative jumps; none for a plain function."""
     return tuple(getattr(objective, "kinks", ()))
+
+
+def _refuse_kinks(objective: TwiceDifferentiable) -> None:
+    kinks = kinks_of(objective)
+    if kinks:
+        raise ValueError(
+            f"a difference of gradients jumps across the kinks of {', '.join(kinks)}; "
+            "across_kinks=True takes it all the same"
+        )
 
 
 def _through_outputs(objective: Objective, theta: Tensor, v: Tensor, curve: Curve) -> Tensor:

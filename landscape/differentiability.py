@@ -33,7 +33,14 @@ _KINKED_MODULES = (
 _ERROR = "torch::autograd::Error"  # what once_differentiable leaves in the graph of a gradient
 _MARKED = once_differentiable(lambda ctx: None).__code__  # its wrapper's own, whatever it wraps
 _WITHOUT_SECOND_DERIVATIVE = ("derivative for", "ouble backward", "ifferentiate twice")
-_REMEDY = "give it a backward that autograd can differentiate, or use CentralDifference"
+_REMEDY = (
+    "give it a backward that autograd can differentiate, or, for the Hessian alone, take "
+    "differences of gradients: `--approximate` (approximate=True of a plan), CentralDifference"
+)
+
+
+class NoSecondDerivative(ValueError):
+    """An operation of the loss or the model has no second derivative."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +93,12 @@ def refuse_once_differentiable(found: Differentiability) -> None:
     """Raises ValueError where double backward would leave something out."""
     if found.once_differentiable:
         names = ", ".join(found.once_differentiable)
-        raise ValueError(
+        raise NoSecondDerivative(
             f"no second derivative: the backward of {names} is marked once_differentiable, and "
             f"autograd would count what goes through it as zero; {_REMEDY}"
         )
     if found.differentiates_once_only:
-        raise ValueError(
+        raise NoSecondDerivative(
             "the loss differentiates a function marked once_differentiable, and autograd would "
             "count its second derivative as zero; give it a backward that can be differentiated"
         )
@@ -106,7 +113,7 @@ def named_second_derivatives() -> Iterator[None]:
         said = str(error).strip().split("\n")[0]
         if not any(word in said for word in _WITHOUT_SECOND_DERIVATIVE):
             raise
-        raise ValueError(f"no second derivative: {said.rstrip('.')}; {_REMEDY}") from error
+        raise NoSecondDerivative(f"no second derivative: {said.rstrip('.')}; {_REMEDY}") from error
 
 
 def difference_of_gradients(

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .differentiability import (
     Differentiability,
+    NoSecondDerivative,
     difference_of_gradients,
     differentiability,
     named_second_derivatives,
@@ -322,14 +323,27 @@ class Objective:
         self._products_checked = True
 
     def _product(self, theta: Tensor, v: Tensor) -> Tensor:
-        def batch_product(leaf: Tensor, loss: Tensor, share: float) -> Tensor:
-            gradient = _gradient(loss, leaf, create_graph=True)
-            if not gradient.requires_grad:  # the loss of this batch is linear in theta
-                return torch.zeros_like(leaf)
-            return _gradient(gradient, leaf, along=v)
+        def product(leaf: Tensor, loss: Tensor, share: float) -> Tensor:
+            return _batch_product(leaf, loss, v)
 
         with named_second_derivatives():
-            return self._sum_over_batches(theta, batch_product)
+            return self._sum_over_batches(theta, product)
+
+    def batch_not_finite(self, theta: Tensor, v: Tensor) -> int | None:
+        """The first batch, counted from 0, with a product of its own that is not finite; or None.
+
+        For the message of an error: one product, with a look at each batch.
+        """
+        v, finite = self._own(v), []
+
+        def watched(leaf: Tensor, loss: Tensor, share: float) -> Tensor:
+            part = _batch_product(leaf, loss, v)
+            finite.append(bool(part.isfinite().all()))
+            return part
+
+        self._sum_over_batches(theta, watched)
+        indices = [index for index, terms in enumerate(self._terms) if terms]
+        return next((i for i, fine in zip(indices, finite, strict=True) if not fine), None)
 
     def batch_losses(
         self, theta: Tensor
@@ -624,10 +638,11 @@ class Objective:
         size = max(float(a.double().norm()) for a in (product, near))
         if off > 10 * unsettled and off > torch.finfo(self.dtype).eps ** 0.25 * size:
             names = ", ".join(self._differentiability.own_functions)
-            raise ValueError(
+            raise NoSecondDerivative(
                 f"no second derivative: through the backward of {names} autograd's Hessian product "
                 f"is {off / size:.2g} (relative) off a difference of gradients; its backward "
-                "detaches or is not the derivative of its forward; use CentralDifference"
+                "detaches or is not the derivative of its forward; mend it, or take differences: "
+                "`--approximate` (approximate=True), CentralDifference"
             )
 
     # -- the state guard ---------------------------------------------------------------------
@@ -782,6 +797,14 @@ def _rows_of(thing: Any, index: Tensor, num_rows: int) -> Any:
     if isinstance(thing, tuple | list):
         return tuple(_rows_of(value, index, num_rows) for value in thing)
     return thing
+
+
+def _batch_product(leaf: Tensor, loss: Tensor, v: Tensor) -> Tensor:
+    """H_b v for the mean loss of one batch."""
+    gradient = _gradient(loss, leaf, create_graph=True)
+    if not gradient.requires_grad:  # the loss of this batch is linear in theta
+        return torch.zeros_like(leaf)
+    return _gradient(gradient, leaf, along=v)
 
 
 def _custom_loss(answer: Any, batch: Any) -> tuple[float, float, bool]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from . import __version__
 from .comparing import compare_checkpoints
+from .differentiability import NoSecondDerivative
 from .estimate import Cost
 from .findings import Findings
 from .plan import ProbePlan
@@ -354,6 +355,8 @@ def _named(subject: Subject) -> Iterator[None]:
         yield
     except FloatingPointError as error:
         raise FloatingPointError(f"{subject.label}: {error}") from error
+    except NoSecondDerivative as error:
+        raise NoSecondDerivative(f"{subject.label}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{subject.label}: {error}") from error
     except RuntimeError as error:

@@ -55,6 +55,10 @@ class SymmetricOperator(ABC):
         other = self._checked(other, 2 if other.ndim == 2 else 1)
         return self._matvec(other) if other.ndim == 1 else self._matmat(other)
 
+    def where_not_finite(self, vector: Tensor) -> str:
+        """Which part of A v is not finite, for an error's message; "" where nobody can tell."""
+        return ""
+
     def to_scipy(self) -> LinearOperator:
         """The same matrix for scipy's solvers: float64 or float32 arrays on the CPU."""
         precision = np.float64 if self.dtype == torch.float64 else np.float32
@@ -179,6 +183,7 @@ class CountedOperator(SymmetricOperator):
             raise FloatingPointError(
                 f"matrix-vector product {self.num_products} is not finite: "
                 f"{int((~product.isfinite()).sum())} of {self.size} entries"
+                f"{self.operator.where_not_finite(vector)}"
             )
         if self._progress is not None:
             self._progress(self.num_products, self._at_most)

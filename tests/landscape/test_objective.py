@@ -11,7 +11,15 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call, hessian
 from torch.nn import functional as F
 
-from landscape import CentralDifference, EmpiricalFisher, GaussNewton, Objective, Remainder
+from landscape import (
+    CentralDifference,
+    EmpiricalFisher,
+    GaussNewton,
+    Hessian,
+    Objective,
+    Remainder,
+    lanczos,
+)
 
 
 def reference_net(dtype=torch.float64):
@@ -889,3 +897,27 @@ def test_micro_batches_change_no_number():
 def test_micro_batches_that_cannot_be_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Objective(reference_net(), F.cross_entropy, [reference_data(6)], **options)
+
+
+class Cusp(nn.Module):
+    """|p|^1.5, which has no curvature at 0, for the rows whose first input is positive."""
+
+    def __init__(self):
+        super().__init__()
+        self.p = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+
+    def forward(self, x):
+        bump = self.p.abs().pow(1.5) if bool((x[:, 0] > 0).any()) else self.p**2
+        return x[:, :3] + bump
+
+
+def test_a_product_that_is_not_finite_names_the_first_batch_where_it_is_not():
+    x = -torch.ones(6, 3, dtype=torch.float64)
+    x[4, 0] = 1.0
+    batches = [(part, torch.zeros(2, dtype=torch.long)) for part in x.split(2)]
+    objective = Objective(Cusp(), F.cross_entropy, batches)
+    v = torch.ones_like(objective.theta)
+    assert objective.batch_not_finite(objective.theta, v) == 2
+    assert objective.batch_not_finite(objective.theta + 0.1, v) is None
+    with pytest.raises(FloatingPointError, match="3 of 3 entries, first in batch 3"):
+        lanczos(Hessian(objective), num_eigenpairs=1)
