@@ -49,7 +49,7 @@ class EigenvalueMap:
     lambda_min_residual: Tensor  # (ny, nx) float64
     converged: Tensor  # (ny, nx) bool: residuals within the tolerance, and nothing found missing
     center_loss: float  # L(theta)
-    num_nonfinite: int  # points whose loss or one of whose products was not finite
+    num_nonfinite: int  # points whose loss or a product was not finite, or by differences no matrix
     tolerance: float
     seed: int
     angle_degrees: float  # between d1 and d2
@@ -100,7 +100,9 @@ def eigenvalue_map(
     missed is about half of these, and is kept: without it a run can settle on the second value.
 
     Args:
-        objective: loss and Hessian-vector products; 30 to 60 of them a point on small nets.
+        objective: loss and Hessian-vector products; 30 to 60 of them a point on small nets. Where
+            its products are differences (`approximate`), a point at which they are not symmetric is
+            left NaN.
         d1, d2: shape (P,), of any norms and any angle but 0 and 180 degrees.
         x, y: increasing, two or more; a coarse grid will do.
         theta: the centre; default the model's own weights.
@@ -147,13 +149,17 @@ def eigenvalue_map(
         loss = objective.value(there)
         values: dict[str, float] = {}
         if math.isfinite(loss):
-            operator = CountedOperator(Hessian(objective, there), None, None)
+            hessian = Hessian(objective, there)
+            operator = CountedOperator(hessian, None, None)
             try:
                 values = _extremes(operator, tolerance, max_products, seed)
             except FloatingPointError:
                 pass  # a hole, like a loss that is not finite
             except ValueError as error:
-                raise ValueError(f"at x = {at_x:g}, y = {at_y:g}: {error}") from error
+                # Where a difference of gradients spans too much, its products are no matrix's: a
+                # hole in an approximate map, which must not cost the other points.
+                if not (hessian.approximate and "not symmetric" in str(error)):
+                    raise ValueError(f"at x = {at_x:g}, y = {at_y:g}: {error}") from error
             cost += Cost(products=float(operator.num_products))
         cost += Cost(forwards=1.0)
         points.keep(row, column, loss=loss, **values)

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from landscape.estimate import Cost
 from landscape.plan import ProbePlan
-from landscape.sharpness import parse
 from landscape.stages.dynamics import BATCH_SIZE, NOISE_GROUPS, ROW_BY_ROW
+from landscape.stages.layers import worst_case_of
 from landscape.stages.spectrum import SAMPLING_GROUPS, SAMPLING_PROBES, no_sampling_because
 
 from .counts import Passes, Probed, Spent, StageCost, at_most, exact, matrix_name
@@ -17,8 +17,14 @@ from .searches import eigenpairs, krylov, num_pairs, trace_products
 
 
 def test_passes(probed: Probed) -> Cost:
-    """Test loss and accuracy: an objective of its own, which looks at its data before it is one."""
-    return Cost(forwards=2 * probed.num_test_rows / probed.num_rows)
+    """What test loss and accuracy take beside the pass that is counted for them.
+
+    An objective of its own looks at its data before it is one: two passes, over as many rows as the
+    test data have.
+    """
+    if not probed.num_test_rows:
+        return Cost()
+    return Cost(forwards=2 * probed.num_test_rows / probed.num_rows - 1)
 
 
 def spectrum_costs(plan: ProbePlan, probed: Probed, *, whole: bool) -> Iterator[StageCost]:
@@ -139,7 +145,7 @@ def dynamics_costs(plan: ProbePlan, probed: Probed) -> Iterator[StageCost]:
 
 def layers_cost(plan: ProbePlan, probed: Probed) -> StageCost:
     """Of the largest eigenvalue, the trace and the worst case of every layer alone."""
-    climb = parse("worst-case", defaults=plan.shared_options)
+    climb = worst_case_of(plan)
     spent = Spent()
     for size in probed.layers:
         known = Known(size, probed, pair_ends=("top",), matrix=plan.matrix)

@@ -164,7 +164,8 @@ def predicted_costs(
             evaluated in full; None: interpolated.
     """
     known = Known.of(plan, probed, whole=whole)
-    costs = [StageCost("loss", "", exact(forwards=1), uncounted=test_passes(probed))]
+    passes = 2 if probed.num_test_rows else 1
+    costs = [StageCost("loss", "", exact(forwards=passes), uncounted=test_passes(probed))]
     costs += spectrum_costs(plan, probed, whole=whole)
     if plan.dynamics:
         costs += dynamics_costs(plan, probed)

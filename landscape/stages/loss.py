@@ -36,9 +36,16 @@ def measure_loss(record: Record) -> None:
                 dtype=objective.dtype,
                 batch_norm=plan.batch_norm,
                 fix_seeds=objective.fix_seeds,
+                micro_batch=plan.micro_batch,
             )
             there = test.evaluate(test.theta)
+            charge(Cost(forwards=1))
             record.entry.update(test_loss=there.loss, test_accuracy=there.accuracy)
+    if plan.approximate:
+        record.warnings.append(
+            "Curvature is taken by central differences of gradients: every number that rests on a "
+            "Hessian product is approximate."
+        )
     for kind, names in (("unused", objective.unused), ("frozen", objective.frozen)):
         if names:
             record.warnings.append(

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from landscape.curvature import DifferencedObjective
 from landscape.estimate import Cost, Estimate
 from landscape.objective import Objective
 from landscape.plan import ProbePlan
@@ -137,8 +139,17 @@ def objective_of(
     *,
     parameters: Sequence[str] | None = None,
 ) -> Objective:
-    """The loss of a subject on these batches as the plan wants it; `parameters` in its place."""
-    return Objective(
+    """The loss of a subject on these batches as the plan wants it; `parameters` in its place.
+
+    With `plan.approximate` its Hessian products are central differences of gradients, whoever asks.
+
+    Raises:
+        ValueError: as of `Objective`; differences, and the loss has kinks that they jump across.
+    """
+    how: Callable[..., Objective] = Objective
+    if plan.approximate:
+        how = partial(DifferencedObjective, across_kinks=plan.across_kinks)
+    return how(
         subject.model,
         subject.loss,
         batches,

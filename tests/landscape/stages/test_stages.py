@@ -1,6 +1,8 @@
 """The stages of a probe against dense matrices: what the report says of a checkpoint is so."""
 
+import dataclasses
 import math
+import warnings
 
 import pytest
 import torch
@@ -9,8 +11,10 @@ from torch.nn import functional as F
 
 from landscape import ProbePlan
 from landscape.curvature import Hessian
+from landscape.linalg import lanczos
 from landscape.probing import Subject, probe_all
-from landscape.stages import spectrum
+from landscape.stages import dynamics as stages_dynamics
+from landscape.stages import layers, spectrum
 from tests.landscape.stages.nets import (
     batches,
     data,
@@ -231,13 +235,48 @@ def test_the_dynamics_are_those_of_the_dense_matrices():
     top = torch.linalg.eigvalsh
     assert found["lambda_max_ggn"] == pytest.approx(float(top(gauss_newton)[-1]))
     assert found["lambda_max_remainder"] == pytest.approx(float(top(hessian - gauss_newton)[-1]))
+    for part in ("ggn", "remainder"):
+        assert found[f"lambda_max_{part}_converged"] is True
+        assert found[f"lambda_max_{part}_confirmed"] is True
     noise = float(((gradients - gradient) ** 2).sum() / 49)
     assert found["gradient_noise"]["value"] == pytest.approx(noise)
     assert found["gradient_noise"]["kind"] == "exact"
     assert found["batch_lambda_max"]["batch_size"] == 25
+    assert found["batch_lambda_max"]["wanted"] == 25
     assert found["batch_lambda_max"]["num_batches"] == 10
     assert found["batch_lambda_max"]["value"] >= float(values[-1]) * 0.98
     assert found["edge"] == 7.5
+
+
+def test_a_part_whose_search_was_cut_short_says_so(monkeypatch):
+    def unsure(*args, **options):
+        pairs = lanczos(*args, **options)
+        no = torch.zeros_like(pairs.confirmed)
+        return dataclasses.replace(pairs, converged=no, confirmed=no)
+
+    monkeypatch.setattr(stages_dynamics, "lanczos", unsure)
+    found = entry_of(dynamics=True, eigenvalues=1, ends="top")["dynamics"]
+    for part in ("ggn", "remainder"):
+        assert found[f"lambda_max_{part}_converged"] is False
+        assert found[f"lambda_max_{part}_confirmed"] is False
+
+
+@pytest.mark.parametrize(
+    ("plan", "training"), [({"noise_batch_size": 128}, {}), ({}, {"batch_size": 128})]
+)
+def test_a_batch_larger_than_the_probed_rows_is_told(plan, training):
+    found = probed(dynamics=True, eigenvalues=1, ends="top", told={"training": training}, **plan)
+    entry = found.checkpoints[0]
+    batch = entry["dynamics"]["batch_lambda_max"]
+    assert (batch["batch_size"], batch["wanted"]) == (50, 128)
+    (words,) = (w for w in entry["warnings"] if "λmax of batches" in w)
+    assert "128 samples were wanted and only 50 are probed" in words
+
+
+def test_without_a_wanted_batch_size_nothing_is_told():
+    entry = entry_of(dynamics=True, eigenvalues=1, ends="top")
+    assert entry["dynamics"]["batch_lambda_max"]["wanted"] is None
+    assert not any("λmax of batches" in w for w in entry["warnings"])
 
 
 def test_what_a_loss_without_outputs_cannot_give_is_skipped_with_the_reason():
@@ -300,3 +339,153 @@ def test_all_the_mass_of_the_zero_matrix_lies_at_zero():
     entry = entry_of(model, lambda output, target: output.mean(), eigenvalues=1, density_runs=2)
     assert entry["density"]["near_zero_mass"] == pytest.approx(1)
     assert tops(entry) == [0]
+
+
+# -- what a layer's numbers are qualified by ------------------------------------------------------
+
+
+def deep(num_hidden):
+    torch.manual_seed(0)
+    hidden = [part for _ in range(num_hidden) for part in (nn.Linear(5, 5), nn.Tanh())]
+    return nn.Sequential(*hidden, nn.Linear(5, 3)).double()
+
+
+def test_a_layer_whose_lambda_max_is_not_converged_is_named(monkeypatch):
+    def unsure(*args, **options):
+        pairs = lanczos(*args, **options)
+        return dataclasses.replace(pairs, converged=torch.zeros_like(pairs.converged))
+
+    plain = entry_of(per_layer=True, eigenvalues=0)
+    assert not any("is not converged" in warning for warning in plain["warnings"])
+    monkeypatch.setattr(layers, "lanczos", unsure)
+    entry = entry_of(per_layer=True, eigenvalues=0)
+    told = [warning for warning in entry["warnings"] if "is not converged" in warning]
+    assert [warning.split(":")[0] for warning in told] == ["0", "2"]
+    value = entry["layers"][0]["lambda_max"]
+    assert f"0: lambda_max {value:.4g} is not converged (residual " in told[0]
+
+
+def test_a_layers_worst_case_that_is_rounding_is_told_of_a_few_layers_and_counted():
+    entry = entry_of(deep(4), per_layer=True, eigenvalues=0, rho=1e-15)
+    told = [warning for warning in entry["warnings"] if "within the rounding" in warning]
+    assert len(told) == 3
+    assert told[0].startswith("0: worst-case: a rise of ")
+    assert "more layers)" not in told[1]
+    assert told[2].endswith("(and so of 2 more layers)")
+
+
+def test_what_python_warns_of_in_a_layer_is_kept_under_its_name(monkeypatch):
+    def talking(*args, **options):
+        warnings.warn("nearly singular", stacklevel=1)
+        return lanczos(*args, **options)
+
+    monkeypatch.setattr(layers, "lanczos", talking)
+    entry = entry_of(per_layer=True, eigenvalues=0)
+    assert [w for w in entry["warnings"] if "singular" in w] == [
+        "0: nearly singular",
+        "2: nearly singular",
+    ]
+
+
+def test_sentences_of_one_kind_are_told_once_a_layer_and_of_three_layers():
+    said = [("a", "inf at step 1"), ("a", "inf at step 2"), ("b", "other"), ("b", "other")]
+    assert layers.few_of_a_kind(said) == ["a: inf at step 1", "b: other"]
+    many = [(name, f"off by {index}.5e-3") for index, name in enumerate("abcde")]
+    assert layers.few_of_a_kind(many) == [
+        "a: off by 0.5e-3",
+        "b: off by 1.5e-3",
+        "c: off by 2.5e-3 (and so of 2 more layers)",
+    ]
+
+
+def test_the_layers_worst_case_is_the_plans_own_with_its_radius():
+    entry = entry_of(
+        per_layer=True, metrics=("sam", "worst-case:rho=0.3"), rho=0.1, eigenvalues=1, ends="top"
+    )
+    whole = entry["sharpness"]["worst-case:rho=0.3"]
+    assert whole["rho"] == 0.3
+    assert all(layer["sharpness_rho"] == 0.3 for layer in entry["layers"])
+    entry = entry_of(per_layer=True, metrics=("sam",), rho=0.1, eigenvalues=1, ends="top")
+    assert all(layer["sharpness_rho"] == 0.1 for layer in entry["layers"])
+
+
+# -- the loss beside the probed data --------------------------------------------------------------
+
+
+def test_the_test_data_are_evaluated_in_micro_batches_and_charged():
+    x, y = data(30, seed=2)
+    sizes = []
+
+    class Listening(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = net()
+
+        def forward(self, x):
+            sizes.append(len(x))
+            return self.body(x)
+
+    told = {"test_batches": [(x, y)]}
+    entry = entry_of(Listening(), eigenvalues=0, micro_batch=8, told=told)
+    assert max(sizes) == 8
+    assert entry["test_loss"] == pytest.approx(F.cross_entropy(net()(x), y).item(), rel=1e-12)
+    assert entry["costs"]["loss"]["forwards"] == 2
+    assert entry_of(eigenvalues=0)["costs"]["loss"]["forwards"] == 1
+
+
+# -- the second opinion ---------------------------------------------------------------------------
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.body = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3))
+        self.double()
+        self.body(torch.cat([x for x, _ in batches()]))  # some running statistics
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def opinion_of(model, **plan):
+    options = {"eigenvalues": 2, "ends": "top", "trace_probes": 8, "second_opinion": True}
+    entry = entry_of(model, **options, **plan)
+    return entry["second_opinion"], [w for w in entry["warnings"] if "Second opinion" in w]
+
+
+def test_a_second_opinion_compares_where_the_function_is_the_same():
+    for model, plan in (
+        (net(), {}),
+        (Normed(), {}),
+        (Normed(), {"recalibrate": True}),  # changes surfaces alone
+        (net(), {"batch_norm": "batch"}),  # there is none
+        (net(), {"dtype": "float64"}),  # the model's own
+        (net(), {"micro_batch": 7}),
+    ):
+        opinion, warned = opinion_of(model, **plan)
+        assert opinion["agrees"] is True, plan
+        assert "Not compared" not in opinion["message"]
+        assert warned == []
+
+
+@pytest.mark.parametrize(
+    ("make", "plan", "reason"),
+    [
+        (Normed, {"batch_norm": "batch"}, "PyHessian uses running statistics"),
+        (net, {"fix_seeds": True}, "does not seed the random numbers"),
+        (net, {"approximate": True, "tolerance": 1e-4}, "differentiates twice"),
+        (net, {"dtype": "float32", "tolerance": 1e-3}, "float64, and numbers here are in float32"),
+        (net, {"matrix": "ggn"}, "knows the Hessian alone, and the matrix here is ggn"),
+    ],
+)  # fmt: skip
+def test_a_second_opinion_on_another_function_compares_nothing_and_says_why(make, plan, reason):
+    opinion, warned = opinion_of(make(), **plan)
+    assert opinion["agrees"] is None
+    assert opinion["difference"] is None
+    assert len(opinion["eigenvalues"]) == 3
+    assert set(opinion["partners"]) == {None}
+    assert opinion["message"].startswith("nothing compared")
+    assert ". Not compared: PyHessian " in opinion["message"]
+    assert reason in opinion["message"]
+    assert warned == []
