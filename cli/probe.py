@@ -168,6 +168,8 @@ ARGUMENTS = (
     Argument("overwrite", Switch(), "replace the result in the folder", _RUN, in_config=False),
     Argument("report-only", Text(), "redraw the report of a result folder, compute nothing", _RUN,
              in_config=False, metavar="DIR"),
+    Argument("verify", Text(), "check the hashes and completeness of a result folder", _RUN,
+             in_config=False, metavar="DIR"),
     Argument("config", Text(), "TOML file with these options", _RUN, in_config=False,
              metavar="FILE"),
     Argument("print-config", Switch(), "print the options as TOML and stop", _RUN,
@@ -207,6 +209,8 @@ def _main(argv: Sequence[str]) -> int:
         return _list(settings["list"])
     if settings["report_only"]:
         return _redraw(Path(settings["report_only"]))
+    if settings["verify"]:
+        return _verify(Path(settings["verify"]))
     with usage_errors():
         plan = plan_of(settings)
         deadline = _deadline(settings["time_budget"])
@@ -533,11 +537,42 @@ def _draw(findings: Findings, out: Path) -> None:
     write_figures(findings, out / "figures")
 
 
-def _redraw(folder: Path) -> int:
+def _verify(folder: Path) -> int:
+    """Whether a result is what was written: schema and hashes hold; code 5 where it is partial."""
+    findings = _load(folder)
+    document = findings.document
+    missing = [
+        c["path"] for c in findings.checkpoints if c["path"] and not Path(c["path"]).exists()
+    ]
+    changed = [
+        c["path"]
+        for c in findings.checkpoints
+        if c["path"] and _hash_of(Path(c["path"])) not in (None, _own_hash(c))
+    ]
+    state = "complete" if document["complete"] else "partial"
+    print(f"{folder}: {state}, {len(findings.checkpoints)} checkpoints, hashes hold")
+    for word, paths in (("no longer there", missing), ("changed since", changed)):
+        for path in paths:
+            print(f"{path}: {word}", file=sys.stderr)
+    return DONE if document["complete"] else PARTIAL
+
+
+def _own_hash(checkpoint: Mapping[str, Any]) -> str | None:
+    """The hash that a checkpoint of one file had; None where it is of several."""
+    whole = Path(str(checkpoint["path"]))
+    several = whole.is_dir() or whole.name.endswith(".index.json")
+    return None if several else checkpoint["provenance"]["checkpoint_sha256"]
+
+
+def _load(folder: Path) -> Findings:
     try:
-        findings = load_findings(folder)
+        return load_findings(folder)
     except ValueError as error:
         raise CommandError(BAD_INPUT, str(error)) from error
+
+
+def _redraw(folder: Path) -> int:
+    findings = _load(folder)
     _draw(findings, folder)
     print(folder / "report.html")
     return DONE

@@ -120,6 +120,41 @@ def test_report_only_redraws_and_computes_nothing(probed, capsys):
     assert fingerprints(probed) == before
 
 
+def test_a_result_is_verified_without_torch(runs, probed, tmp_path, capsys):
+    import shutil
+
+    assert main(["--verify", str(probed)]) == 0
+    assert capsys.readouterr() == (f"{probed}: complete, 4 checkpoints, hashes hold\n", "")
+    copy = tmp_path / "copy"
+    shutil.copytree(probed, copy)
+    with (copy / "arrays.nc").open("ab") as file:
+        file.write(b"\0")
+    assert main(["--verify", str(copy)]) == 3
+    assert "arrays.nc" in capsys.readouterr().err
+
+
+def test_verification_tells_checkpoints_that_changed_and_results_that_are_partial(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("cli.probe._draw", lambda findings, out: None)
+    task = build_task("digits")
+    for name in "ab":
+        model = build_model("logistic", task, seed=ord(name))
+        torch.save(model.state_dict(), tmp_path / f"{name}.pt")
+    words = [*(str(tmp_path / f"{name}.pt") for name in "ab"), "--model", "logistic"]
+    words += ["--data", "digits", "--quick", *FAST, "--max-samples", "60", "--jobs", "1"]
+    out = tmp_path / "out"
+    assert main([*words, "--out", str(out)]) == 0
+    (tmp_path / "a.pt").unlink()
+    (tmp_path / "b.pt").write_bytes(b"other")
+    capsys.readouterr()
+    assert main(["--verify", str(out)]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"{tmp_path / 'a.pt'}: no longer there",
+        f"{tmp_path / 'b.pt'}: changed since",
+    ]
+
+
 def test_a_result_edited_by_hand_is_never_drawn(runs, probed, tmp_path, capsys):
     import shutil
 
