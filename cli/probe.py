@@ -541,27 +541,16 @@ def _verify(folder: Path) -> int:
     """Whether a result is what was written: schema and hashes hold; code 5 where it is partial."""
     findings = _load(folder)
     document = findings.document
-    missing = [
-        c["path"] for c in findings.checkpoints if c["path"] and not Path(c["path"]).exists()
-    ]
-    changed = [
-        c["path"]
-        for c in findings.checkpoints
-        if c["path"] and _hash_of(Path(c["path"])) not in (None, _own_hash(c))
-    ]
     state = "complete" if document["complete"] else "partial"
     print(f"{folder}: {state}, {len(findings.checkpoints)} checkpoints, hashes hold")
-    for word, paths in (("no longer there", missing), ("changed since", changed)):
-        for path in paths:
-            print(f"{path}: {word}", file=sys.stderr)
+    for checkpoint in findings.checkpoints:
+        path = Path(checkpoint["path"] or "")
+        if checkpoint["path"] and not path.exists():
+            print(f"{path}: no longer there", file=sys.stderr)
+        elif path.is_file() and not path.name.endswith(".index.json"):  # that hash is of several
+            same = _hash_of(path) == checkpoint["provenance"]["checkpoint_sha256"]
+            print(end="" if same else f"{path}: changed since\n", file=sys.stderr)
     return DONE if document["complete"] else PARTIAL
-
-
-def _own_hash(checkpoint: Mapping[str, Any]) -> str | None:
-    """The hash that a checkpoint of one file had; None where it is of several."""
-    whole = Path(str(checkpoint["path"]))
-    several = whole.is_dir() or whole.name.endswith(".index.json")
-    return None if several else checkpoint["provenance"]["checkpoint_sha256"]
 
 
 def _load(folder: Path) -> Findings:
