@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from landscape.report import digits
+from landscape.report.terminal import aligned
 
 if TYPE_CHECKING:
     from landscape.costing import Passes, Prediction, StageCost
@@ -107,7 +108,7 @@ def dry_run_table(document: Mapping[str, Any]) -> str:
     """The same as text: a line a part of a stage, what all of it takes, seconds of a pass."""
     lines: list[str] = []
     for kind in document["checkpoints"]:
-        lines += [_heading(kind), *_aligned(_table(kind)), _rates(kind), *_notes(kind), ""]
+        lines += [_heading(kind), *aligned(_table(kind)), _rates(kind), *_notes(kind), ""]
     total, memory, jobs = document["total"], document["memory"], document["jobs"]
     seconds = _ends(total["typical"]["seconds"], total["at_most"]["seconds"], digits.seconds)
     processes = f" in {jobs} processes" if jobs > 1 else ""
@@ -234,14 +235,3 @@ def _rates(kind: Mapping[str, Any]) -> str:
 
 def _notes(kind: Mapping[str, Any]) -> list[str]:
     return [f"{row['stage']}: {row['note']}" for row in kind["stages"] if row["note"]]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

@@ -102,19 +102,27 @@ def measure_here(
     Raises:
         CommandError: what went wrong.
     """
-    from landscape.probing import BudgetSpent
-
     from .subjects import numerical_errors
+
+    report = _reporting(is_over, progress)
+    with numerical_errors(), contextlib.redirect_stdout(sys.stderr):
+        session, data = _begin(order, range(len(order.paths)), report)
+        session.measure_around(session.measure_at_weights())
+    return session.results(), data, session.complete
+
+
+def _reporting(
+    is_over: Callable[[], bool], progress: Progress
+) -> Callable[[str, int, int | None], None]:
+    """Progress of this process, which ends the work where it is over."""
+    from landscape.probing import BudgetSpent
 
     def report(what: str, done: int, total: int | None) -> None:
         if is_over():
             raise BudgetSpent
         progress(0, what, done, total)
 
-    with numerical_errors(), contextlib.redirect_stdout(sys.stderr):
-        session, data = _begin(order, range(len(order.paths)), report)
-        session.measure_around(session.measure_at_weights())
-    return session.results(), data, session.complete
+    return report
 
 
 def connect_here(order: Order, *, is_over: Callable[[], bool], progress: Progress) -> Paths | None:
@@ -130,11 +138,7 @@ def connect_here(order: Order, *, is_over: Callable[[], bool], progress: Progres
 
     from .subjects import build_subjects, numerical_errors, read_all
 
-    def report(what: str, done: int, total: int | None) -> None:
-        if is_over():
-            raise BudgetSpent
-        progress(0, what, done, total)
-
+    report = _reporting(is_over, progress)
     torch.set_num_threads(order.threads)
     with numerical_errors(), contextlib.redirect_stdout(sys.stderr):
         subjects = build_subjects(

@@ -31,7 +31,7 @@ def terminal_table(findings: Findings) -> str:
         rows, note = _checkpoint_rows(findings), "± residual or standard error"
     told = "".join(cell for row in rows for cell in row)
     bounds = [f"{mark}{word} bound" for word, mark in _MARKS.items() if mark in told]
-    return "\n".join([*_aligned(rows), f"({'; '.join([note, *bounds, 'lower is flatter'])})"])
+    return "\n".join([*aligned(rows), f"({'; '.join([note, *bounds, 'lower is flatter'])})"])
 
 
 def _method_rows(findings: Findings, comparison: Mapping[str, Any]) -> list[list[str]]:
@@ -108,7 +108,8 @@ def _cut(text: object) -> str:
     return plain if len(plain) <= _MOST_NAME else plain[: _MOST_NAME - 1] + "…"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows as lines: the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(

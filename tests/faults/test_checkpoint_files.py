@@ -24,16 +24,7 @@ from tests.faults.attack import (
 )
 from tests.landscape.checkpoints import bad_files
 
-
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
-    monkeypatch.setattr("cli.probe._draw", lambda findings, out: None)
-
-
-@pytest.fixture
-def saved(tmp_path):
-    torch.save(logistic_state(), tmp_path / "net.pt")
-    return tmp_path / "net.pt"
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture

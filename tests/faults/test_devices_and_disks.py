@@ -16,7 +16,6 @@ from tests.faults.attack import (
     entry_of,
     environment,
     fingerprints,
-    logistic_state,
     one_line,
     probe,
     probed,
@@ -28,18 +27,10 @@ from tests.faults.attack import (
 )
 from tests.sam_variants.training.small import assert_same, small_task, trained
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no such limits")
-
-
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
-    monkeypatch.setattr("cli.probe._draw", lambda findings, out: None)
-
-
-@pytest.fixture
-def saved(tmp_path):
-    torch.save(logistic_state(), tmp_path / "net.pt")
-    return tmp_path / "net.pt"
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="Windows has no such limits"),
+    pytest.mark.usefixtures("undrawn"),
+]
 
 
 def training(*words):

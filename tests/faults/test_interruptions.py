@@ -27,7 +27,6 @@ from tests.faults.attack import (
     assert_same_findings,
     bare,
     environment,
-    logistic_state,
     module,
     one_line,
     probe,
@@ -42,17 +41,6 @@ from tests.sam_variants.training.small import assert_same, small_task, trained
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    monkeypatch.setattr("cli.probe._draw", lambda findings, out: None)
-
-
-@pytest.fixture
-def saved(tmp_path):
-    torch.save(logistic_state(), tmp_path / "net.pt")
-    return tmp_path / "net.pt"
 
 
 # -- kills -----------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.faults.attack import (
     LOGISTIC,
@@ -16,7 +15,6 @@ from tests.faults.attack import (
     TRAIN,
     bare,
     environment,
-    logistic_state,
     module,
     one_line,
     probe,
@@ -25,16 +23,7 @@ from tests.faults.attack import (
 )
 from tests.sam_variants.training.small import small_task
 
-
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
-    monkeypatch.setattr("cli.probe._draw", lambda findings, out: None)
-
-
-@pytest.fixture
-def saved(tmp_path):
-    torch.save(logistic_state(), tmp_path / "net.pt")
-    return tmp_path / "net.pt"
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def words_for(command, saved, *, model=None, data=None):
