@@ -311,11 +311,12 @@ def test_a_device_that_is_not_there_is_one_line_and_leaves_nothing(capfd) -> Non
 
 
 def test_a_probe_of_what_was_trained_cites_the_papers_too() -> None:
-    from cli.subjects import read_all, training_section
+    from cli.subjects import training_section
+    from landscape.checkpoints import read_checkpoint
 
     assert main(tiny("--out", "x", "--variants", "erm,sam:rho=0.1")) == 0
     paths = sorted(Path("x").glob("*/checkpoint.pt"))
-    section = training_section(read_all(paths))
+    section = training_section([read_checkpoint(path) for path in paths])
     assert section is not None
     assert section["papers"] == {"sam-rho=0.1": "Foret et al. 2020, arXiv 2010.01412"}
 
