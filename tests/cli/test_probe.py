@@ -133,6 +133,7 @@ def test_a_result_is_verified_without_torch(runs, probed, tmp_path, capsys):
     assert "arrays.nc" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_verification_tells_checkpoints_that_changed_and_results_that_are_partial(
     tmp_path, capsys, monkeypatch
 ):
@@ -262,6 +263,7 @@ def test_the_configuration_round_trips(tmp_path, capsys):
     assert "metrics = [" in first
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_nothing_and_says_what_it_would_cost(runs, tmp_path, capsys):
     out = tmp_path / "o"
     assert main([str(runs), "--quick", "--dry-run", "--out", str(out)]) == 0

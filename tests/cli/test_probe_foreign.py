@@ -81,6 +81,8 @@ def by_hand(model, batch): return functional.cross_entropy(model(batch["a"]), ba
 def with_terms(model, batch): return by_hand(model, batch), len(batch["b"])
 """
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):

@@ -17,6 +17,8 @@ BARE = ["--eigenvalues", "2", "--ends", "top", "--trace-probes", "0", "--density
         "--surface", "0", "--line", "0", "--metrics", "sam", "--max-samples", "100",
         "--jobs", "1", "--quiet"]  # fmt: skip
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

@@ -5,6 +5,14 @@ import torch
 
 from tests.faults.attack import logistic_state
 
+QUICK = ("test_checkpoint_files", "test_all_rows")  # what every look at the code should run
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent.name == "faults" and item.path.stem not in QUICK:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture
 def undrawn(monkeypatch):

@@ -51,6 +51,8 @@ F64 = torch.float64
 BUDGETS = {"num_steps": 2, "num_restarts": 1, "num_draws": 3, "num_probes": 4, "rise": 0.05}
 BUDGETS |= {"num_iterations": 2, "m": 30, "num_runs": 3, "num_lanczos_steps": 5}
 
+pytestmark = pytest.mark.slow
+
 
 def net(seed=0, activation=nn.Tanh):
     torch.manual_seed(seed)

@@ -17,6 +17,8 @@ from landscape.probing import Subject, probe_all
 from landscape.sharpness import measure
 from tests.landscape.stages.nets import batches, data, dense_hessian, net, theta_of
 
+pytestmark = pytest.mark.slow
+
 
 class Tanh(torch.autograd.Function):
     @staticmethod

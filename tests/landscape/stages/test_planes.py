@@ -212,6 +212,7 @@ def same_numbers(first, second):
             assert measured["value"] == other["sharpness"][name]["value"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "after", "exact"),
     [

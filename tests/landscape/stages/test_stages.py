@@ -189,6 +189,7 @@ def test_few_rows_have_no_sampling_error():
 # -- layers ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_layers_numbers_are_those_of_its_block_of_the_dense_hessian():
     model = net()
     hessian = dense_hessian(model)
@@ -317,6 +318,7 @@ def test_the_references_agree_with_plain_backward():
     assert F.cross_entropy(outputs(model, x)(theta_of(model)), y).item() == loss.item()
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_trace_is_around_the_trace():
     told = {"data": {"num_samples_total": 200}}
     for seed in range(5):
@@ -454,6 +456,7 @@ def opinion_of(model, **plan):
     return entry["second_opinion"], [w for w in entry["warnings"] if "Second opinion" in w]
 
 
+@pytest.mark.slow
 def test_a_second_opinion_compares_where_the_function_is_the_same():
     for model, plan in (
         (net(), {}),
