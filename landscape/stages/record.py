@@ -102,7 +102,8 @@ class Record:
             self.costs[name] = self.costs.get(name, Cost()) + counts
 
         begin = time.perf_counter()
-        self.tell(name.replace("-", " "), 0, None)
+        if "loss" in self.entry:  # nothing may stop a probe before it has a result to keep
+            self.tell(name.replace("-", " "), 0, None)
         try:
             yield charge
         finally:
