@@ -545,11 +545,12 @@ def _verify(folder: Path) -> int:
     print(f"{folder}: {state}, {len(findings.checkpoints)} checkpoints, hashes hold")
     for checkpoint in findings.checkpoints:
         path = Path(checkpoint["path"] or "")
+        # A folder's hash, and an index's, is of several files.
+        alone = path.is_file() and not path.name.endswith(".index.json")
         if checkpoint["path"] and not path.exists():
             print(f"{path}: no longer there", file=sys.stderr)
-        elif path.is_file() and not path.name.endswith(".index.json"):  # that hash is of several
-            same = _hash_of(path) == checkpoint["provenance"]["checkpoint_sha256"]
-            print(end="" if same else f"{path}: changed since\n", file=sys.stderr)
+        elif alone and _hash_of(path) != checkpoint["provenance"]["checkpoint_sha256"]:
+            print(f"{path}: changed since", file=sys.stderr)
     return DONE if document["complete"] else PARTIAL
 
 

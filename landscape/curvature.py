@@ -141,7 +141,20 @@ class DifferencedObjective(Objective):
         return difference_of_gradients(self.gradient, *own)
 
 
-class GaussNewton(SymmetricOperator):
+class _OfOutputs(SymmetricOperator):
+    """A curvature matrix that looks inside the loss, at one theta, by exact products."""
+
+    approximate = False
+
+    def __init__(self, objective: Objective, theta: Tensor | None = None) -> None:
+        theta = objective.theta if theta is None else theta
+        super().__init__(objective.num_parameters, dtype=objective.dtype, device=objective.device)
+        self.objective = objective
+        self.theta = theta.detach().clone()
+        objective.require_second_derivatives(self.theta)
+
+
+class GaussNewton(_OfOutputs):
     """The generalised Gauss-Newton matrix at one theta, (P, P), known by its products.
 
         G = (1/N) sum_i J_i^T H_i J_i,    J_i = d f_i / d theta,  H_i = d^2 l_i / d f_i^2
@@ -161,20 +174,11 @@ class GaussNewton(SymmetricOperator):
     Source: Schraudolph 2002, "Fast curvature matrix-vector products", section 3.
     """
 
-    approximate = False
-
-    def __init__(self, objective: Objective, theta: Tensor | None = None) -> None:
-        theta = objective.theta if theta is None else theta
-        super().__init__(objective.num_parameters, dtype=objective.dtype, device=objective.device)
-        self.objective = objective
-        self.theta = theta.detach().clone()
-        objective.require_second_derivatives(self.theta)
-
     def _matvec(self, v: Tensor) -> Tensor:
         return _through_outputs(self.objective, self.theta, v, _loss_curvature)
 
 
-class Remainder(SymmetricOperator):
+class Remainder(_OfOutputs):
     """H - G, what the Gauss-Newton matrix leaves out of the Hessian, (P, P), by its products.
 
         R = (1/N) sum_i sum_c (d l_i / d f_ic) d^2 f_ic / d theta^2
@@ -190,15 +194,6 @@ class Remainder(SymmetricOperator):
     Raises:
         ValueError: an operation has no second derivative.
     """
-
-    approximate = False
-
-    def __init__(self, objective: Objective, theta: Tensor | None = None) -> None:
-        theta = objective.theta if theta is None else theta
-        super().__init__(objective.num_parameters, dtype=objective.dtype, device=objective.device)
-        self.objective = objective
-        self.theta = theta.detach().clone()
-        objective.require_second_derivatives(self.theta)
 
     def _matvec(self, v: Tensor) -> Tensor:
         leaf = self.theta.detach().clone().requires_grad_()
